@@ -1,0 +1,215 @@
+package host
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// Disks makes and unmakes disks. Every method may be repeated: a repeated request finds what the first one did.
+type Disks interface {
+	// Create makes the disk named spec.Name, or returns it when it exists with the same specification.
+	// Kinds: Invalid, OutOfRange, NotFound (datastore), Exists (other specification), InProgress, NoSpace, ReadOnly.
+	Create(ctx context.Context, spec DiskSpec) (Disk, error)
+	// Delete removes the disk and its files; a disk that is not there is deleted already. Kinds: InUse, InProgress.
+	Delete(ctx context.Context, id string) error
+	// Get describes one disk. Kinds: NotFound, Damaged.
+	Get(ctx context.Context, id string) (Disk, error)
+	// List returns up to max disks (0: all) in order of id, behind the token that an earlier call returned.
+	// Kinds: Invalid (token).
+	List(ctx context.Context, max int, token string) (disks []Disk, next string, err error)
+	// Expand grows the disk to at least size bytes, attached or not, and returns it. Kinds: NotFound, OutOfRange, NoSpace,
+	// InProgress, Precondition.
+	Expand(ctx context.Context, id string, size int64) (Disk, error)
+}
+
+// Claims says which node may attach a disk. A claim is intent; the disk's manifest has the last word (rule 9).
+type Claims interface {
+	// Claim is idempotent for the same node and mode. Kinds: NotFound (disk or node), InUse (claimed by another node and
+	// either claim writes), Exists (claimed by this node in the other mode), Precondition (node does not reach the
+	// datastore), Exhausted (no slot left on the node).
+	Claim(ctx context.Context, id string, c Claim) error
+	// Unclaim takes the claim back once the node has let the disk go; node "" means all nodes. A claim that is not
+	// there is taken back already. Kinds: InUse (the node still has it attached; try again).
+	Unclaim(ctx context.Context, id, node string) error
+}
+
+// Datastores tells where disks can live.
+type Datastores interface {
+	// Datastores lists them, in order of name, as seen from every host that reports.
+	Datastores(ctx context.Context) ([]Datastore, error)
+}
+
+// Attacher opens disks on this node. It is always the node's own hostd.
+type Attacher interface {
+	// Attach opens the disk and serves it on dev.Fuse, whose ownership (a duplicate of it) it takes; when it returns nil
+	// the device answers. Idempotent: a disk that is attached in the same mode returns its Attachment, and the
+	// descriptors of that attachment are Keeper.Held's, not dev. Kinds: NotFound, InUse (another host owns it, or the
+	// local locks are taken), Precondition (other mode), Exhausted (no slot), Damaged, NoSpace, ReadOnly, Unsupported.
+	Attach(ctx context.Context, req AttachRequest, dev Device) (Attachment, error)
+	// Detach closes the disk cleanly and commits its release. Not attached is detached already. Kinds: InUse (the kernel
+	// still has the device open: unmount and clear it first), Poisoned (closed, but what was not flushed may be lost).
+	Detach(ctx context.Context, id string) error
+	// Attachments lists what is attached on this node, in order of id.
+	Attachments(ctx context.Context) ([]Attachment, error)
+	// Grown tells the kernel side that a disk's size changed: the device's size attribute is invalidated.
+	Grown(ctx context.Context, id string) (Attachment, error)
+}
+
+// Keeper is what two processes use to hold attached disks for each other.
+type Keeper interface {
+	// Sync gives hostd what the caller holds and returns everything that hostd holds afterwards. Hostd adopts (takes
+	// over, see pkg/worker) a held disk that it does not serve. The caller owns the returned descriptors.
+	Sync(ctx context.Context, held []Held) ([]Held, error)
+	// Handover kills every worker, one disk at a time, and returns their descriptors to a successor hostd, after which
+	// this hostd refuses new work. Used by an upgrade.
+	Handover(ctx context.Context, take func(Held) error) error
+}
+
+// DiskFormat is how a flat disk's space is reserved (VMware's provisioning types).
+type DiskFormat string
+
+// The formats. Sparse disk types are always thin.
+const (
+	Thin             DiskFormat = "thin"             // space is taken when written
+	ZeroedThick      DiskFormat = "zeroedthick"      // space is reserved, zeroed on first write by the file system
+	EagerZeroedThick DiskFormat = "eagerzeroedthick" // space is reserved and written with zeros
+)
+
+// DiskType is the createType of a disk's descriptor.
+type DiskType string
+
+// The types a new disk can have.
+const (
+	MonolithicFlat       DiskType = "monolithicFlat"
+	TwoGbMaxExtentSparse DiskType = "twoGbMaxExtentSparse"
+)
+
+// Limits of a disk's capacity in bytes. Capacities are multiples of CapacityUnit (VMware makes whole MiB).
+const (
+	MinCapacity  int64 = 1 << 20
+	MaxCapacity  int64 = 62 << 40 // VMFS flat limit (vSphere configuration maximums)
+	CapacityUnit int64 = 1 << 20
+)
+
+// DiskSpec is what a disk is asked to be. Two requests with one Name must agree in everything.
+type DiskSpec struct {
+	Name      string     `json:"name"`      // the container orchestrator's name; any string of 1..1024 bytes
+	Datastore string     `json:"datastore"` // name of the datastore
+	Size      int64      `json:"size"`      // capacity in bytes, a multiple of CapacityUnit
+	Format    DiskFormat `json:"format"`
+	Type      DiskType   `json:"type"`
+	// Host asks for a host, "" for any that reaches the datastore. It is a placement wish, not part of the identity.
+	Host string `json:"host,omitempty"`
+}
+
+// Phase is where a disk is in its life.
+type Phase string
+
+// The phases.
+const (
+	Pending  Phase = "Pending"  // asked for; no host has answered
+	Ready    Phase = "Ready"    // can be attached
+	Failed   Phase = "Failed"   // cannot be made; the condition says why
+	Deleting Phase = "Deleting" // being deleted
+	Retired  Phase = "Retired"  // deleted as a volume, kept because snapshots need its links
+)
+
+// Disk is a disk as it is.
+type Disk struct {
+	ID   string `json:"id"` // DiskID(spec.Name)
+	Spec DiskSpec
+	Size int64  `json:"size"` // capacity now, bytes
+	UUID string `json:"uuid"` // ddb.uuid: 32 hex digits without blanks
+	// Hosts that can attach it; empty: every host.
+	Hosts       []string     `json:"hosts,omitempty"`
+	Phase       Phase        `json:"phase"`
+	Links       []Link       `json:"links"` // base first
+	Claims      []Claim      `json:"claims,omitempty"`
+	Attachments []Attachment `json:"attachments,omitempty"`
+}
+
+// Link is one link of a disk's chain.
+type Link struct {
+	Name      string `json:"name"` // descriptor's file name
+	Type      string `json:"type"` // createType
+	CID       string `json:"cid"`
+	ParentCID string `json:"parentCID"`
+	Size      int64  `json:"size"`      // capacity in bytes
+	Allocated int64  `json:"allocated"` // bytes its files use on the datastore
+}
+
+// Claim is a node's right to attach.
+type Claim struct {
+	Node     string `json:"node"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// Datastore is a place for disks.
+type Datastore struct {
+	Name  string          `json:"name"`
+	Scope Scope           `json:"scope"`
+	Hosts []DatastoreHost `json:"hosts"` // who reaches it
+}
+
+// Scope says who sees the same files.
+type Scope string
+
+// The scopes.
+const (
+	ScopeNode   Scope = "node"   // every host has a directory of its own
+	ScopeShared Scope = "shared" // all hosts see one directory
+)
+
+// DatastoreHost is one host's view of a datastore.
+type DatastoreHost struct {
+	Host  string `json:"host"`
+	Ready bool   `json:"ready"`
+	// Reason why it is not ready, with the remedy.
+	Reason string `json:"reason,omitempty"`
+	Total  int64  `json:"total"` // bytes
+	Free   int64  `json:"free"`  // bytes
+}
+
+// AttachRequest asks for one disk on this node.
+type AttachRequest struct {
+	ID        string `json:"id"`
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+	Transport string `json:"transport,omitempty"` // order of transports, "" is the default "hotadd"
+}
+
+// Device is what a worker serves: both descriptors are held by hostd and by the node service.
+type Device struct {
+	Fuse  *os.File // an opened /dev/fuse whose file system was created and not yet served
+	Table *os.File // the memfd of pkg/worker/table
+}
+
+// Attachment is a disk that is open on a host.
+type Attachment struct {
+	ID        string    `json:"id"`
+	Host      string    `json:"host"`
+	Slot      Slot      `json:"slot"`
+	UUID      string    `json:"uuid"`
+	Size      int64     `json:"size"` // bytes
+	ReadOnly  bool      `json:"readOnly,omitempty"`
+	Transport string    `json:"transport"`
+	Epoch     int64     `json:"epoch"` // owner epoch in the manifest (0 for read-only)
+	Since     time.Time `json:"since"`
+	// Worker is the process that serves it and how often it was restarted since the attach.
+	WorkerPID int `json:"workerPID"`
+	Restarts  int `json:"restarts"`
+}
+
+// Slot is a place on a host's (emulated) SCSI bus.
+type Slot struct {
+	Controller int `json:"controller"` // 0..3
+	Unit       int `json:"unit"`       // 0..15 without 7
+}
+
+// Held is an attached disk in the hands of a process that may outlive the one that serves it.
+type Held struct {
+	Attachment Attachment
+	Device     Device
+	// Worker is a pidfd of the process that served the disk last: a successor serves only after it has died.
+	Worker *os.File
+}
