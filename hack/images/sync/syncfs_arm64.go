@@ -1,0 +1,4 @@
+package main
+
+// sysSyncfs is syncfs(2).
+const sysSyncfs = 267

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Removes the kind cluster, and the private engine if it was the last one in it.
+#
+#   hack/kind/down.sh [--wipe]         --wipe: also the engine's images, and the files of all nodes and of the shared directory
+set -euo pipefail
+# shellcheck source=hack/kind/settings.sh
+. "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+# shellcheck source=hack/kind/engine.sh
+. "$KIND_DIR/engine.sh"
+# shellcheck source=hack/kind/loops.sh
+. "$KIND_DIR/loops.sh"
+
+other_clusters() { timeout 30 kind get clusters -q 2>/dev/null | grep -vxF "$CLUSTER"; }
+
+main() {
+  local sort wipe='' others=''
+  case ${1:-} in
+    --wipe) wipe=1 ;;
+    '') ;;
+    *) die "usage: $0 [--wipe]" ;;
+  esac
+  need_root
+  if [ ! -d "$STATE_DIR" ]; then
+    info "nothing to do: there is no $STATE_DIR"
+    return
+  fi
+  exec 7>"$STATE_DIR/lock"
+  flock 7
+  sort=$(cat "$MACHINE_FILE" 2>/dev/null || machine_sort)
+  use_machine "$sort"
+  if docker_answers; then
+    # A node that hangs (a dead file server below a mount) must not keep us: the engine's end takes it along.
+    timed "cluster" timeout 90 kind delete cluster -q --name "$CLUSTER" || warn "kind could not remove $CLUSTER"
+    others=$(other_clusters) || true
+  fi
+  if [ "$sort" = private ] && { [ -z "$others" ] || [ -n "$wipe" ]; }; then timed "engine" engine_stop; fi
+  release_loops
+  rm -f "$STATE_DIR/$CLUSTER".{key,yaml,kubeconfig}
+  if [ -n "$wipe" ]; then wipe_state; fi
+  step "down"
+}
+
+# One file system only: what is still mounted below belongs to somebody else.
+wipe_state() {
+  local dir
+  rm -rf --one-file-system "$ENGINE_DIR" "$STATE_DIR/logs" "$MACHINE_FILE"
+  for dir in "$SHARED_DIR" "$STATE_DIR"/"$CLUSTER"-*; do
+    if [ -d "$dir" ]; then find "$dir" -xdev -mindepth 1 -delete; fi
+  done
+}
+
+main "$@"; exit
