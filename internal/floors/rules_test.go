@@ -38,6 +38,7 @@ var floors = map[string]int{
 	"pkg/host":       2,
 	"pkg/export":     2,
 	"pkg/hotadd":     2,
+	"pkg/stage":      2,
 
 	"pkg/vmdk":  1,
 	"pkg/lease": 1,
