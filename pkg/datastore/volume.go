@@ -1,0 +1,244 @@
+package datastore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+const recordFile = "record.json"
+
+// Volume is an open volume directory; it belongs to one goroutine.
+type Volume struct {
+	id     string
+	dir    fsx.Dir
+	lock   fsx.File
+	poison error
+}
+
+// MakeVolume makes the directory and the record of a volume, or opens the volume if it has this record. Steps:
+//
+//  1. mkdir volumes/<id>, make it durable      a crash leaves an empty directory, which is no volume yet
+//  2. publish record.json                      a crash leaves a volume without manifest: Create continues it
+//
+// Kinds: Precondition (the directory belongs to another record, one that was deleted and not yet removed).
+func (s *Datastore) MakeVolume(r Record) (*Volume, error) {
+	r.Version = Version
+	if err := r.check(); err != nil {
+		return nil, fault.New(fault.Invalid, "", "record of %q: %w", r.ID, err)
+	}
+	if err := s.volumes.Mkdir(r.ID); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := s.volumes.Sync(); err != nil {
+		return nil, err
+	}
+	v, err := s.OpenVolume(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	text, err := encode(r, maxRecord)
+	if err == nil {
+		err = publish(v.dir, recordFile, text)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		var there Record
+		if there, err = v.Record(); err == nil && there.UUID != r.UUID {
+			err = fault.New(fault.Precondition, "", "volume %s belongs to an earlier disk of this name", r.ID)
+		}
+	}
+	if err != nil {
+		v.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// OpenVolume opens a volume's directory. Kinds: NotFound, Invalid.
+func (s *Datastore) OpenVolume(id string) (*Volume, error) {
+	if err := checkEntry(id); err != nil {
+		return nil, err
+	}
+	d, err := s.volumes.Sub(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "", "disk %s does not exist on this datastore: %w", id, fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Volume{id: id, dir: d}, nil
+}
+
+// Close lets the directory and the lock go.
+func (v *Volume) Close() {
+	v.Unlock()
+	_ = v.dir.Close() // a directory descriptor holds nothing that could be lost
+}
+
+// Dir is the volume's directory; it is the Volume's.
+func (v *Volume) Dir() fsx.Dir { return v.dir }
+
+// ID is the volume's id.
+func (v *Volume) ID() string { return v.id }
+
+// Lock excludes other operations on this volume, in this and in other processes, until Unlock or Close. Kinds:
+// InProgress, NotFound (deleted meanwhile).
+func (v *Volume) Lock() error {
+	f, err := v.dir.Open(recordFile, fsx.ReadWrite)
+	if err != nil {
+		return err
+	}
+	err = f.Lock(fsx.LockWrite)
+	switch {
+	case errors.Is(err, fault.InUse):
+		err = fault.New(fault.InProgress, "Try again when it has finished.", "disk %s: another process works on it", v.id)
+	case errors.Is(err, fault.Unsupported):
+		err = nil // no locks here: the manifest's commit decides alone
+	}
+	if err == nil {
+		err = v.same(f)
+	}
+	if err != nil {
+		_ = f.Close()
+		return err
+	}
+	v.lock = f
+	return nil
+}
+
+// same says whether the locked record is still the one that has the name: its directory may have been deleted before
+// the lock was taken, and made anew.
+func (v *Volume) same(f fsx.File) error {
+	mine, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := v.dir.Stat(recordFile)
+	if err == nil && there.Inode == mine.Inode {
+		return nil
+	}
+	return fault.New(fault.InProgress, "Try again.", "disk %s is being deleted", v.id)
+}
+
+// Unlock ends Lock.
+func (v *Volume) Unlock() {
+	if v.lock != nil {
+		_ = v.lock.Close() // closing an open file description drops its locks (fcntl_locking(2))
+		v.lock = nil
+	}
+}
+
+// Record reads the volume's record. Kinds: NotFound, Damaged.
+func (v *Volume) Record() (Record, error) {
+	r, err := readRecord(v.dir, recordFile)
+	if err == nil && r.ID != v.id {
+		err = damaged(recordFile, fmt.Errorf("it is the record of %q", r.ID))
+	}
+	return r, fault.Wrap(err, "disk %s", v.id)
+}
+
+// Latest reads the highest manifest; false if there is none, which is a volume whose creation has not finished.
+// Kinds: Damaged, Unsupported (version), Poisoned.
+func (v *Volume) Latest() (Manifest, bool, error) {
+	if v.poison != nil {
+		return Manifest{}, false, v.poison
+	}
+	names, err := v.dir.List()
+	if err != nil {
+		return Manifest{}, false, err
+	}
+	found := sortManifests(names)
+	if len(found) == 0 {
+		return Manifest{}, false, nil
+	}
+	name := found[len(found)-1]
+	var m Manifest
+	if err := readText(v.dir, name, maxManifest, &m); err != nil {
+		return Manifest{}, false, fault.Wrap(err, "disk %s", v.id)
+	}
+	epoch, seq, _ := parseManifestName(name)
+	err = m.check()
+	switch {
+	case err != nil:
+	case m.Epoch != epoch || m.Seq != seq:
+		err = fmt.Errorf("it is manifest %d-%d", m.Epoch, m.Seq)
+	case m.Disk != v.id:
+		err = fmt.Errorf("it is a manifest of %q", m.Disk)
+	}
+	if err != nil {
+		return Manifest{}, false, fault.Wrap(damaged(name, err), "disk %s", v.id)
+	}
+	return m, true, nil
+}
+
+// Commit makes m the volume's truth. Kinds: Exists (somebody else committed this epoch and sequence), Invalid,
+// Poisoned (the outcome is unknown: open the volume again), NoSpace, ReadOnly.
+func (v *Volume) Commit(m Manifest) error {
+	if v.poison != nil {
+		return v.poison
+	}
+	m.Version, m.Disk = Version, v.id
+	if err := m.check(); err != nil {
+		return fault.New(fault.Invalid, "", "manifest of disk %s: %w", v.id, err)
+	}
+	text, err := encode(m, maxManifest)
+	if err != nil {
+		return err
+	}
+	if err := publish(v.dir, manifestName(m.Epoch, m.Seq), text); err != nil {
+		if fault.KindOf(err) == fault.Poisoned {
+			v.poison = err
+		}
+		return fault.Wrap(err, "disk %s", v.id)
+	}
+	// Older manifests are garbage from here on: what cannot be removed now is collected at the next attach.
+	if names, err := v.dir.List(); err == nil {
+		for _, n := range stale(names) {
+			_ = v.dir.Remove(n)
+		}
+	}
+	return nil
+}
+
+// stale are the manifests before the last two.
+func stale(names []string) []string {
+	found := sortManifests(names)
+	return found[:max(0, len(found)-2)]
+}
+
+// Collect removes the files that neither m nor this package's protocol refers to (I6), and returns their names. m is
+// the volume's latest manifest, or the zero Manifest of a volume without one. The caller holds the Lock.
+func (v *Volume) Collect(m Manifest) ([]string, error) {
+	names, err := v.dir.List()
+	if err != nil {
+		return nil, err
+	}
+	keep := m.files()
+	keep[recordFile] = true
+	found := sortManifests(names)
+	for _, n := range found[max(0, len(found)-2):] {
+		keep[n] = true
+	}
+	var removed []string
+	for _, n := range names {
+		// NFS keeps removed open files under such names and removes them itself.
+		if keep[n] || strings.HasPrefix(n, ".nfs") {
+			continue
+		}
+		if info, err := v.dir.Stat(n); err != nil || !info.Mode.IsRegular() {
+			continue // a directory (another product's lock) or a link is nothing that this package made
+		}
+		if err := removeFile(v.dir, n); err != nil {
+			return removed, err
+		}
+		removed = append(removed, n)
+	}
+	if len(removed) == 0 {
+		return nil, nil
+	}
+	return removed, v.dir.Sync()
+}
