@@ -1,0 +1,285 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// steadyWriter appends a numbered line with an fsync, several times a second, and keeps going whatever happens around it.
+const steadyWriter = `i=0
+while :; do
+  i=$((i+1))
+  echo "$i $(date +%s)" | dd of=/data/log oflag=append conv=notrunc,fsync 2>/dev/null || { echo "WRITE $i FAILED"; exit 1; }
+  echo $i
+  sleep 0.1
+done`
+
+// lines is how far the writer has come.
+func (e *env) lines(podName string) int {
+	e.t.Helper()
+	f := strings.Fields(e.in("logs", podName, "--tail=1"))
+	if len(f) == 0 {
+		return 0
+	}
+	n, err := strconv.Atoi(f[len(f)-1])
+	if err != nil {
+		e.t.Fatalf("%s: %s", podName, strings.Join(f, " "))
+	}
+	return n
+}
+
+func (e *env) advances(podName string, by int) {
+	e.t.Helper()
+	from := e.lines(podName)
+	e.wait(time.Minute, podName+" goes on writing", func() (string, bool) {
+		n := e.lines(podName)
+		return strconv.Itoa(n), n >= from+by
+	})
+}
+
+// complete checks that the log holds every line from 1 on, once.
+func (e *env) complete(podName string) {
+	e.t.Helper()
+	out := e.exec(podName, `awk '$1 != NR {print "line " NR " holds " $0; exit}' /data/log; wc -l </data/log`)
+	if f := strings.Fields(out); len(f) != 1 {
+		e.t.Errorf("the log has a hole or a double: %s", out)
+	}
+}
+
+// TestWorkerDies is the heart of the demo: kill -9 of the disk's worker under a pod that writes, on a flat and on a
+// sparse disk.
+func TestWorkerDies(t *testing.T) {
+	for _, class := range []string{"e2e-xfs", "e2e-sparse"} {
+		t.Run(class, func(t *testing.T) {
+			e := newEnv(t)
+			e.claim(claim{Name: "c", Class: class})
+			e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
+			e.running("p")
+			e.advances("p", 5)
+			d := e.diskOf("c")
+			node := e.disk(d.Metadata.Name).Status.Attachments[0].Host
+			for range 3 {
+				if !e.killWorker(node, d.Metadata.Name) {
+					t.Fatal("no worker process serves the disk: the test would prove nothing")
+				}
+				e.advances("p", 10)
+			}
+			e.complete("p")
+			e.wait(time.Minute, "the restarts are counted on the object", func() (string, bool) {
+				a := e.disk(d.Metadata.Name).Status.Attachments
+				return strconv.Itoa(a[0].Restarts), len(a) == 1 && a[0].Restarts >= 3
+			})
+		})
+	}
+}
+
+// TestRestarts restarts every component under a pod that writes; then the claim is moved, which needs them all.
+func TestRestarts(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-sparse"})
+	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
+	e.running("p")
+	d := e.diskOf("c")
+	node := e.disk(d.Metadata.Name).Status.Attachments[0].Host
+	for _, tc := range []struct {
+		component string
+		force     bool
+	}{{"hostd", true}, {"node", true}, {"hostd", false}, {"node", false}, {"controller", true}} {
+		sel := "app.kubernetes.io/component=" + tc.component
+		args := []string{"-n", driverNamespace, "delete", "pod", "-l", sel, "--wait=false"}
+		if tc.component != "controller" {
+			args = append(args, "--field-selector", "spec.nodeName="+node)
+		}
+		if tc.force {
+			args = append(args, "--now", "--force")
+		}
+		e.kubectl(args...)
+		e.advances("p", 20)
+		e.wait(podTimeout, tc.component+" is back", func() (string, bool) {
+			out, err := tryKubectl("-n", driverNamespace, "wait", "pod", "-l", sel, "--for=condition=Ready", "--timeout=5s")
+			return out, err == nil
+		})
+	}
+	// an upgrade: hostd surges, the successor takes every disk from its predecessor
+	e.kubectl("-n", driverNamespace, "rollout", "restart", "daemonset", "-l", "app.kubernetes.io/component=hostd")
+	e.advances("p", 20)
+	e.kubectl("-n", driverNamespace, "rollout", "status", "daemonset", "-l", "app.kubernetes.io/component=hostd", "--timeout=180s")
+	e.advances("p", 10)
+	e.complete("p")
+	e.deletePod("p")
+	last := strings.Fields(e.runPod(pod{Name: "q", Claim: "c", Script: "tail -1 /data/log"}))
+	if len(last) != 2 {
+		t.Errorf("the second pod reads %q", last)
+	}
+	e.detached(d.Metadata.Name)
+}
+
+func TestAPIServerRestart(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-xfs"})
+	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
+	e.running("p")
+	// the kubelet restarts its static pod
+	e.host("docker", "exec", clusterName+"-control-plane", "sh", "-c",
+		`crictl ps -q --name kube-apiserver | xargs -r crictl stop >/dev/null`)
+	e.wait(podTimeout, "the API server is back", func() (string, bool) {
+		out, err := tryKubectl("get", "--raw", "/readyz")
+		return out, err == nil && out == "ok"
+	})
+	e.advances("p", 10)
+	e.deletePod("p")
+	if out := e.runPod(pod{Name: "q", Claim: "c", Script: "wc -l </data/log"}); strings.TrimSpace(out) == "0" {
+		t.Error("nothing was written")
+	}
+}
+
+// TestBadParameters: what a user did wrong stands on the claim, in words.
+func TestBadParameters(t *testing.T) {
+	for _, tc := range []struct {
+		name, class, size string
+		want              []string
+	}{
+		{"missing-datastore", "e2e-nowhere", "64Mi", []string{"ProvisioningFailed", "nowhere"}},
+		{"unknown-format", "e2e-typo", "64Mi", []string{"ProvisioningFailed", "diskFormat", "thinn", "eagerzeroedthick"}},
+		{"too-large", "e2e-shared", "90Ti", []string{"ProvisioningFailed", "62"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := newEnv(t)
+			e.claim(claim{Name: "c", Class: tc.class, Size: tc.size})
+			e.eventually("PersistentVolumeClaim", "c", tc.want...)
+		})
+	}
+}
+
+// TestFullDatastore: a thick disk that does not fit leaves nothing behind, and says so on the claim.
+func TestFullDatastore(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-small", Size: "512Mi"})
+	e.pod(pod{Name: "p", Claim: "c"})
+	e.wait(2*time.Minute, "the claim or the pod says that there is no room", func() (string, bool) {
+		got := e.events("PersistentVolumeClaim", "c") + e.events("Pod", "p")
+		return got, strings.Contains(got, "did not have enough free storage") || strings.Contains(got, "full") ||
+			strings.Contains(got, "no space") || strings.Contains(got, "NoSpace") || strings.Contains(got, "free")
+	})
+	e.in("delete", "pod", "p", "--now", "--wait")
+	e.in("delete", "pvc", "c", "--wait")
+}
+
+// TestDamagedManifest: a disk whose manifest is damaged is not attached, and its object says what is wrong.
+func TestDamagedManifest(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-shared"})
+	e.runPod(pod{Name: "w", Claim: "c", Script: "echo x >/data/f"})
+	d := e.diskOf("c")
+	e.detached(d.Metadata.Name)
+	names, err := filepath.Glob(filepath.Join(e.files(d), "manifest-*.json"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no manifest in %s", e.files(d))
+	}
+	newest := names[len(names)-1]
+	good := mustRead(t, newest)
+	bad := append([]byte(nil), good...)
+	bad[len(bad)/2] ^= 0x20
+	if err := os.WriteFile(newest, bad, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e.pod(pod{Name: "r", Claim: "c", Script: "cat /data/f"})
+	e.eventually("Pod", "r", "FailedMount", "damaged")
+	if err := os.WriteFile(newest, good, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := e.done("r"); strings.TrimSpace(got) != "x" {
+		t.Errorf("after the manifest was put back: %q", got)
+	}
+}
+
+// TestWrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.
+func TestWrongFileSystem(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-ext4"})
+	e.runPod(pod{Name: "w", Claim: "c", Script: "echo precious >/data/f"})
+	d := e.diskOf("c")
+	e.detached(d.Metadata.Name)
+	var pv map[string]any
+	name := e.in("get", "pvc", "c", "-o", "jsonpath={.spec.volumeName}")
+	if err := json.Unmarshal([]byte(e.kubectl("get", "pv", name, "-o", "json")), &pv); err != nil {
+		t.Fatal(err)
+	}
+	spec := pv["spec"].(map[string]any)
+	csi := spec["csi"].(map[string]any)
+	csi["fsType"] = "xfs"
+	other := map[string]any{"apiVersion": "v1", "kind": "PersistentVolume",
+		"metadata": map[string]any{"name": "wrong-" + e.ns},
+		"spec": map[string]any{"accessModes": []string{"ReadWriteOnce"}, "capacity": spec["capacity"], "csi": csi, "storageClassName": "",
+			"persistentVolumeReclaimPolicy": "Retain", "nodeAffinity": spec["nodeAffinity"],
+			"claimRef": map[string]any{"namespace": e.ns, "name": "x"}}}
+	b, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.apply(string(b))
+	t.Cleanup(func() { _, _ = tryKubectl("delete", "pv", "wrong-"+e.ns, "--wait=false") })
+	e.claim(claim{Name: "x", Volume: "wrong-" + e.ns})
+	e.pod(pod{Name: "p", Claim: "x"})
+	e.eventually("Pod", "p", "FailedMount", "ext4", "xfs")
+	e.deletePod("p")
+	if got := e.runPod(pod{Name: "r", Claim: "c", Script: "cat /data/f"}); strings.TrimSpace(got) != "precious" {
+		t.Errorf("the content is %q", got)
+	}
+}
+
+// TestPodDeletedWhileStaging: pods that come and go faster than a disk is staged leave nothing behind.
+func TestPodDeletedWhileStaging(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-xfs"})
+	for i := range 4 {
+		name := "p" + strconv.Itoa(i)
+		e.pod(pod{Name: name, Claim: "c"})
+		time.Sleep(time.Duration(i) * 700 * time.Millisecond) // a different moment of staging each time
+		e.in("delete", "pod", name, "--now", "--wait", "--timeout=120s")
+	}
+	out := e.runPod(pod{Name: "last", Claim: "c", Script: "echo ok >/data/f; cat /data/f"})
+	if strings.TrimSpace(out) != "ok" {
+		t.Errorf("the last pod: %q", out)
+	}
+	e.detached(e.diskOf("c").Metadata.Name)
+}
+
+// TestZNothingLeft runs last: no object, file or loop device of the tests above is left.
+func TestZNothingLeft(t *testing.T) {
+	e := newEnv(t)
+	e.wait(goneTimeout, "every VirtualDisk is gone", func() (string, bool) {
+		out := e.kubectl("get", "virtualdisks", "-o", "name")
+		return out, out == ""
+	})
+	roots := []string{sharedDir()}
+	for _, w := range e.workers() {
+		roots = append(roots, filepath.Join(stateDir(), w))
+	}
+	for _, r := range roots {
+		for _, dir := range []string{"volumes", "names"} {
+			left, err := os.ReadDir(filepath.Join(r, dir))
+			if err != nil && !os.IsNotExist(err) {
+				t.Error(err)
+			}
+			for _, f := range left {
+				t.Errorf("left behind: %s", filepath.Join(r, dir, f.Name()))
+			}
+		}
+	}
+	for _, w := range e.workers() {
+		if out := e.host("docker", "exec", w, "sh", "-c", "grep -l vd- /sys/block/loop*/loop/backing_file 2>/dev/null || true"); out != "" {
+			t.Errorf("loop devices on %s: %s", w, out)
+		}
+		if out := e.host("docker", "exec", w, "sh", "-c", "grep csi.vmdk-csi.io/ /proc/mounts || true"); out != "" {
+			t.Errorf("mounts on %s: %s", w, out)
+		}
+	}
+}
