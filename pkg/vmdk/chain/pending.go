@@ -1,5 +1,10 @@
 package chain
 
+import "errors"
+
+// ErrPendingFull is what Append returns when the entries do not fit; nothing was stored.
+var ErrPendingFull = errors.New("pending table is full")
+
 // Pending keeps grain-table changes that were acknowledged to the guest but are not on disk yet where they survive the
 // death of this process (rule: acknowledged means it survives any process's death). The worker's implementation is a
 // table in a memfd that two other processes hold; a nil Pending is for tools that hold the disk in one process.

@@ -1,0 +1,49 @@
+package sys
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Fd is the number of f's descriptor. Unlike (*os.File).Fd it never changes the descriptor's blocking mode, which is a
+// property of the open file description and so would reach every process that holds a duplicate. The caller keeps f
+// alive (runtime.KeepAlive) as long as it uses the number.
+func Fd(f *os.File) (int, error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if err := c.Control(func(v uintptr) { fd = int(v) }); err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Dup is a second descriptor of the same open file description, closed on exec.
+func Dup(f *os.File) (*os.File, error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var derr error
+	if err := c.Control(func(v uintptr) { fd, derr = unix.FcntlInt(v, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", derr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// AlignedBuffer is n bytes of page-aligned anonymous memory; a page that was never touched costs nothing. FreeBuffer
+// gives it back.
+func AlignedBuffer(n int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	return b, os.NewSyscallError("mmap", err)
+}
+
+// FreeBuffer unmaps what AlignedBuffer returned.
+func FreeBuffer(b []byte) error { return os.NewSyscallError("munmap", unix.Munmap(b)) }
