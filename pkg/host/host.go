@@ -85,6 +85,9 @@ const (
 	TwoGbMaxExtentSparse DiskType = "twoGbMaxExtentSparse"
 )
 
+// MaxNameLength is the longest name of a disk, in bytes.
+const MaxNameLength = 1024
+
 // Limits of a disk's capacity in bytes. Capacities are multiples of CapacityUnit (VMware makes whole MiB).
 const (
 	MinCapacity  int64 = 1 << 20
@@ -124,7 +127,8 @@ type Disk struct {
 	// Hosts that can attach it; empty: every host.
 	Hosts       []string     `json:"hosts,omitempty"`
 	Phase       Phase        `json:"phase"`
-	Links       []Link       `json:"links"` // base first
+	Reason      string       `json:"reason,omitempty"` // why it is Failed, with the remedy
+	Links       []Link       `json:"links"`            // base first
 	Claims      []Claim      `json:"claims,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 }

@@ -1,0 +1,2 @@
+// Package hotaddtest is the conformance suite of the port hotadd.Bus, for every bus to run in its tests.
+package hotaddtest

@@ -1,0 +1,101 @@
+package volume
+
+import (
+	"context"
+	"errors"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+)
+
+// Server is the worker that has a disk open on this host.
+type Server interface {
+	// Grow makes the disk larger while it is served.
+	Grow(ctx context.Context, size int64) error
+}
+
+// Expand grows the disk to at least size bytes. server is the worker that serves it on this host, nil when it is not
+// attached here. Steps:
+//
+//  1. commit that the disk is growing (detached: with the next epoch)   crash: whoever opens it next finishes 2 and 3
+//  2. grow the files
+//  3. commit the new capacity (detached: released)
+//
+// Kinds: NotFound, OutOfRange, NoSpace, InProgress, InUse (attached elsewhere).
+func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Server) (host.Disk, error) {
+	if err := checkSize(size); err != nil {
+		return host.Disk{}, err
+	}
+	s, err := v.begin(ctx, id, "expand")
+	if err != nil {
+		return host.Disk{}, err
+	}
+	defer s.end()
+	rec, err := s.Record()
+	if err != nil {
+		return host.Disk{}, err
+	}
+	m, err := current(s.Volume)
+	if err != nil {
+		return host.Disk{}, err
+	}
+	if m.Size < size {
+		if m, err = v.grow(ctx, s.Volume, m, size, server); err != nil {
+			return host.Disk{}, err
+		}
+		v.log.Info("disk expanded", "disk", id, "size", m.Size)
+	}
+	return v.describe(s.Volume, rec, m), nil
+}
+
+func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, m datastore.Manifest, size int64, server Server) (datastore.Manifest, error) {
+	var err error
+	if server != nil {
+		if err := lease.Holds(m.State, m.Epoch, v.me); err != nil {
+			return m, err
+		}
+		m.State = lease.Next(m.State)
+	} else if m.State, _, err = lease.Acquire(m.State, v.me); err != nil {
+		return m, fault.Wrap(err, "expand disk %s", vol.ID())
+	}
+	m.Growing = max(size, m.Growing)
+	if err := vol.Commit(m); err != nil {
+		return m, lost(vol.ID(), err)
+	}
+	if server != nil {
+		err = server.Grow(ctx, m.Growing)
+	} else {
+		err = v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing)
+	}
+	next, serr := v.settle(ctx, vol, m, server == nil)
+	return next, errors.Join(fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing), serr)
+}
+
+// settle is step 3: the manifest says what the descriptors say now, whatever the growth did.
+func (v *Volumes) settle(ctx context.Context, vol *datastore.Volume, m datastore.Manifest, release bool) (datastore.Manifest, error) {
+	links, err := v.engine.Inspect(ctx, vol.Dir(), m.Links)
+	if err != nil {
+		return m, fault.Wrap(err, "disk %s after its growth", vol.ID())
+	}
+	m = withLinks(m, links)
+	// What did not grow stays as it is: a full datastore must not keep the disk from being attached.
+	m.Growing = 0
+	m.State = lease.Next(m.State)
+	m.Released = release
+	return m, lost(vol.ID(), vol.Commit(m))
+}
+
+// withLinks is m with what the descriptors say.
+func withLinks(m datastore.Manifest, links []datastore.Link) datastore.Manifest {
+	m.Links = links
+	m.Size = links[len(links)-1].Size
+	m.Steps = nil
+	for i := 1; i < len(links); i++ {
+		if links[i].Size != links[i-1].Size {
+			m.Steps = append(m.Steps, datastore.Step{Link: i, From: links[i-1].Size, To: links[i].Size})
+		}
+	}
+	return m
+}
