@@ -15,9 +15,7 @@ func (f *osFile) Clone(src File, srcOff, dstOff, n int64) error {
 	if err := f.mayWrite("clone into", dstOff, n); err != nil || n == 0 {
 		return err
 	}
-	if w, ok := src.(locklessFile); ok {
-		src = w.File
-	}
+	src = UnwrapFile(src)
 	from, ok := src.(*osFile)
 	if !ok || f.clonedByKernel(from, srcOff, dstOff, n) != nil {
 		return CopyRange(f, src, srcOff, dstOff, n)

@@ -45,8 +45,8 @@ var meaning = map[unix.Errno]struct {
 	unix.EPERM:        {fault.Denied, ""},
 }
 
-// failure makes an error of op on path: a fault with the kind of err and err itself below; nil stays nil.
-func failure(op, path string, err error) error {
+// Failure makes an error of op on path: a fault with the kind of err and err itself below; nil stays nil.
+func Failure(op, path string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -67,8 +67,8 @@ func failure(op, path string, err error) error {
 	return fault.New(kind, remedy, "%s %s: %w", op, path, err)
 }
 
-// poisoned is what a failed sync says for ever.
-func poisoned(path string, err error) error {
+// Poisoned is what a failed sync says for ever.
+func Poisoned(path string, err error) error {
 	return fault.New(fault.Poisoned, "Close the disk, check it, and open it again.",
 		"sync %s failed, what it should have stored is uncertain: %w", path, err)
 }

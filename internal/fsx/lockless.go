@@ -30,17 +30,27 @@ func (d lockless) Sub(name string) (Dir, error) {
 }
 
 func (d lockless) LinkFrom(src Dir, srcName, name string) error {
-	if w, ok := src.(lockless); ok {
-		src = w.Dir
-	}
-	return d.Dir.LinkFrom(src, srcName, name)
+	return d.Dir.LinkFrom(Unwrap(src), srcName, name)
 }
 
 func (f locklessFile) Lock(LockMode) error { return nil }
 
 func (f locklessFile) Clone(src File, srcOff, dstOff, n int64) error {
-	if w, ok := src.(locklessFile); ok {
-		src = w.File
+	return f.File.Clone(UnwrapFile(src), srcOff, dstOff, n)
+}
+
+// Unwrap is the Dir below WithoutLocks, for implementations that need one of their own.
+func Unwrap(d Dir) Dir {
+	if w, ok := d.(lockless); ok {
+		return w.Dir
 	}
-	return f.File.Clone(src, srcOff, dstOff, n)
+	return d
+}
+
+// UnwrapFile is the File below WithoutLocks.
+func UnwrapFile(f File) File {
+	if w, ok := f.(locklessFile); ok {
+		return w.File
+	}
+	return f
 }

@@ -38,7 +38,7 @@ func OpenRoot(path string) (Dir, error) {
 		return unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
-		return nil, failure("open directory", path, err)
+		return nil, Failure("open directory", path, err)
 	}
 	return &osDir{fd: fd, path: path}, nil
 }
@@ -48,7 +48,7 @@ func OpenRoot(path string) (Dir, error) {
 func FromFD(fd int) (Dir, error) {
 	var st unix.Stat_t
 	if err := noEINTR(func() error { return unix.Fstat(fd, &st) }); err != nil {
-		return nil, failure("inspect descriptor", fmt.Sprintf("fd %d", fd), err)
+		return nil, Failure("inspect descriptor", fmt.Sprintf("fd %d", fd), err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil, fault.New(fault.Invalid, "", "descriptor %d is not a directory", fd)
@@ -64,16 +64,13 @@ func FromFD(fd int) (Dir, error) {
 // Descriptor duplicates the descriptor of a directory that OpenRoot, FromFD or their Sub opened, to hand it to
 // another process. The caller closes it.
 func Descriptor(d Dir) (*os.File, error) {
-	if w, ok := d.(lockless); ok {
-		d = w.Dir
-	}
-	od, ok := d.(*osDir)
+	od, ok := Unwrap(d).(*osDir)
 	if !ok {
 		return nil, fault.New(fault.Unsupported, "", "a %T has no file descriptor", d)
 	}
 	fd, err := noEINTR1(func() (int, error) { return unix.FcntlInt(uintptr(od.fd), unix.F_DUPFD_CLOEXEC, 3) })
 	if err != nil {
-		return nil, failure("duplicate directory", od.path, err)
+		return nil, Failure("duplicate directory", od.path, err)
 	}
 	return os.NewFile(uintptr(fd), od.path), nil
 }
@@ -109,7 +106,7 @@ func (d *osDir) Sub(name string) (Dir, error) {
 	}
 	fd, err := d.openat(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, failure("open directory", d.join(name), err)
+		return nil, Failure("open directory", d.join(name), err)
 	}
 	return &osDir{fd: fd, path: d.join(name)}, nil
 }
@@ -118,17 +115,14 @@ func (d *osDir) Mkdir(name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	return failure("make directory", d.join(name), noEINTR(func() error { return unix.Mkdirat(d.fd, name, dirMode) }))
+	return Failure("make directory", d.join(name), noEINTR(func() error { return unix.Mkdirat(d.fd, name, dirMode) }))
 }
 
 func (d *osDir) LinkFrom(src Dir, srcName, name string) error {
 	if err := errors.Join(CheckName(srcName), CheckName(name)); err != nil {
 		return err
 	}
-	if w, ok := src.(lockless); ok {
-		src = w.Dir
-	}
-	from, ok := src.(*osDir)
+	from, ok := Unwrap(src).(*osDir)
 	if !ok {
 		return fault.New(fault.Unsupported, "", "cannot link from a %T into %s", src, d.path)
 	}
@@ -137,7 +131,7 @@ func (d *osDir) LinkFrom(src Dir, srcName, name string) error {
 		// link(2): the file system has no hard links, or the file is a directory.
 		err = fault.New(fault.Unsupported, "", "the file system of %s makes no hard link to %s: %w", d.path, from.join(srcName), err)
 	}
-	return failure("link "+from.join(srcName)+" to", d.join(name), err)
+	return Failure("link "+from.join(srcName)+" to", d.join(name), err)
 }
 
 func (d *osDir) Rename(oldName, newName string) error {
@@ -145,7 +139,7 @@ func (d *osDir) Rename(oldName, newName string) error {
 		return err
 	}
 	err := noEINTR(func() error { return unix.Renameat(d.fd, oldName, d.fd, newName) })
-	return failure("rename "+d.join(oldName)+" to", d.join(newName), err)
+	return Failure("rename "+d.join(oldName)+" to", d.join(newName), err)
 }
 
 func (d *osDir) Remove(name string) error {
@@ -157,7 +151,7 @@ func (d *osDir) Remove(name string) error {
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
 		err = noEINTR(func() error { return unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR) })
 	}
-	return failure("remove", d.join(name), err)
+	return Failure("remove", d.join(name), err)
 }
 
 func (d *osDir) List() ([]string, error) {
@@ -166,13 +160,13 @@ func (d *osDir) List() ([]string, error) {
 		return unix.Openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
-		return nil, failure("list", d.path, err)
+		return nil, Failure("list", d.path, err)
 	}
 	f := os.NewFile(uintptr(fd), d.path)
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
 	if err != nil {
-		return nil, failure("list", d.path, err)
+		return nil, Failure("list", d.path, err)
 	}
 	slices.Sort(names)
 	return names, nil
@@ -185,7 +179,7 @@ func (d *osDir) Stat(name string) (Info, error) {
 	var st unix.Stat_t
 	err := noEINTR(func() error { return unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) })
 	if err != nil {
-		return Info{}, failure("inspect", d.join(name), err)
+		return Info{}, Failure("inspect", d.join(name), err)
 	}
 	return infoOf(&st), nil
 }
@@ -200,8 +194,11 @@ func (d *osDir) Sync() error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil // fsync(2): the file system cannot sync a directory and makes its entries durable by itself (CIFS)
 	}
+	if errors.Is(err, unix.EBADF) { // closed: says nothing about the medium
+		return Failure("sync", d.path, err)
+	}
 	if err != nil {
-		d.syncErr = poisoned(d.path, err)
+		d.syncErr = Poisoned(d.path, err)
 	}
 	return d.syncErr
 }
@@ -209,7 +206,7 @@ func (d *osDir) Sync() error {
 func (d *osDir) Space() (total, free int64, err error) {
 	var st unix.Statfs_t
 	if err := noEINTR(func() error { return unix.Fstatfs(d.fd, &st) }); err != nil {
-		return 0, 0, failure("measure", d.path, err)
+		return 0, 0, Failure("measure", d.path, err)
 	}
 	unit := st.Frsize
 	if unit == 0 {
@@ -224,7 +221,7 @@ func (d *osDir) Close() error {
 	}
 	err := unix.Close(d.fd)
 	d.fd = -1
-	return failure("close", d.path, err)
+	return Failure("close", d.path, err)
 }
 
 func infoOf(st *unix.Stat_t) Info {

@@ -47,14 +47,14 @@ func (d *osDir) Open(name string, flag Flag) (File, error) {
 	}
 	fd, err := d.openat(name, flags|unix.O_NONBLOCK, fileMode)
 	if err != nil {
-		return nil, failure("open", d.join(name), err)
+		return nil, Failure("open", d.join(name), err)
 	}
 	if err := noEINTR(func() error { return unix.Fstat(fd, &st) }); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
 		if err == nil {
 			return nil, notRegular(d.join(name))
 		}
-		return nil, failure("inspect", d.join(name), err)
+		return nil, Failure("inspect", d.join(name), err)
 	}
 	f := &osFile{fd: fd, directFD: -1, path: d.join(name), writable: flag&ReadWrite != 0}
 	f.locked = lockStates[Unlock]
@@ -64,15 +64,22 @@ func (d *osDir) Open(name string, flag Flag) (File, error) {
 	return f, nil
 }
 
+// CheckFlag refuses flags that contradict each other.
+func CheckFlag(flag Flag) error {
+	switch {
+	case flag&^(ReadWrite|Create|Exclusive|Direct) != 0:
+		return fault.New(fault.Invalid, "", "unknown open flag %#x", int(flag))
+	case flag&Create != 0 && flag&ReadWrite == 0:
+		return fault.New(fault.Invalid, "", "Create needs ReadWrite")
+	case flag&Exclusive != 0 && flag&Create == 0:
+		return fault.New(fault.Invalid, "", "Exclusive needs Create")
+	}
+	return nil
+}
+
 func openFlags(flag Flag) (int, error) {
-	if flag&^(ReadWrite|Create|Exclusive|Direct) != 0 {
-		return 0, fault.New(fault.Invalid, "", "unknown open flag %#x", int(flag))
-	}
-	if flag&Create != 0 && flag&ReadWrite == 0 {
-		return 0, fault.New(fault.Invalid, "", "Create needs ReadWrite")
-	}
-	if flag&Exclusive != 0 && flag&Create == 0 {
-		return 0, fault.New(fault.Invalid, "", "Exclusive needs Create")
+	if err := CheckFlag(flag); err != nil {
+		return 0, err
 	}
 	flags := unix.O_RDONLY
 	if flag&ReadWrite != 0 {
@@ -94,7 +101,7 @@ func notRegular(path string) error {
 func (f *osFile) Stat() (Info, error) {
 	var st unix.Stat_t
 	if err := noEINTR(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
-		return Info{}, failure("inspect", f.path, err)
+		return Info{}, Failure("inspect", f.path, err)
 	}
 	return infoOf(&st), nil
 }
@@ -107,9 +114,9 @@ func (f *osFile) Datasync() error {
 	}
 	if err := noEINTR(func() error { return unix.Fdatasync(f.fd) }); err != nil {
 		if errors.Is(err, unix.EBADF) {
-			return failure("sync", f.path, err)
+			return Failure("sync", f.path, err)
 		}
-		f.syncErr = poisoned(f.path, err)
+		f.syncErr = Poisoned(f.path, err)
 	}
 	return f.syncErr
 }
@@ -120,14 +127,14 @@ func (f *osFile) Truncate(size int64) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return failure("resize", f.path, noEINTR(func() error { return unix.Ftruncate(f.fd, size) }))
+	return Failure("resize", f.path, noEINTR(func() error { return unix.Ftruncate(f.fd, size) }))
 }
 
 func (f *osFile) Allocate(off, n int64) error {
 	if err := f.mayWrite("allocate", off, n); err != nil || n == 0 {
 		return err
 	}
-	return failure("allocate", f.path, noEINTR(func() error { return unix.Fallocate(f.fd, 0, off, n) }))
+	return Failure("allocate", f.path, noEINTR(func() error { return unix.Fallocate(f.fd, 0, off, n) }))
 }
 
 func (f *osFile) Punch(off, n int64) error {
@@ -157,7 +164,7 @@ func (f *osFile) clear(op string, mode uint32, off, n int64) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return writeZeros(f, off, n)
 	}
-	return failure(op, f.path, err)
+	return Failure(op, f.path, err)
 }
 
 var zeros = AlignedBuffer(bounceSize)
@@ -192,13 +199,13 @@ func (f *osFile) SeekData(off int64) (start, end int64, err error) {
 		}
 		return off, info.Size, nil
 	case err != nil:
-		return 0, 0, failure("seek", f.path, err)
+		return 0, 0, Failure("seek", f.path, err)
 	}
 	end, err = noEINTR1(func() (int64, error) { return unix.Seek(f.fd, start, unix.SEEK_HOLE) })
 	if errors.Is(err, unix.ENXIO) { // truncated in between
 		return 0, 0, io.EOF
 	}
-	return start, end, failure("seek", f.path, err)
+	return start, end, Failure("seek", f.path, err)
 }
 
 func (f *osFile) Close() error {
@@ -211,7 +218,7 @@ func (f *osFile) Close() error {
 		err = errors.Join(err, unix.Close(f.directFD))
 		f.directFD = -1
 	}
-	return failure("close", f.path, err)
+	return Failure("close", f.path, err)
 }
 
 // mayWrite refuses what the kernel would, with a better text.

@@ -17,10 +17,7 @@ var unknownAlign = dioAlign{mem: bufferAlign, off: bufferAlign}
 
 // DirectAlignment is the offset alignment in bytes of direct I/O on f, 0 if f goes through the page cache.
 func DirectAlignment(f File) int {
-	if w, ok := f.(locklessFile); ok {
-		f = w.File
-	}
-	if of, ok := f.(*osFile); ok && of.direct.Load() {
+	if of, ok := UnwrapFile(f).(*osFile); ok && of.direct.Load() {
 		return int(of.dio.off)
 	}
 	return 0
@@ -70,7 +67,7 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 	for done < len(p) {
 		n, err := f.readSome(p[done:min(len(p), done+maxTransfer)], off+int64(done))
 		if err != nil {
-			return done, failure("read", f.path, err)
+			return done, Failure("read", f.path, err)
 		}
 		if n == 0 {
 			return done, io.EOF
@@ -118,7 +115,7 @@ func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 			err = io.ErrShortWrite
 		}
 		if err != nil {
-			return done, failure("write", f.path, err)
+			return done, Failure("write", f.path, err)
 		}
 		done += n
 	}

@@ -51,7 +51,7 @@ func (f *osFile) Lock(l LockMode) error {
 	defer f.lockMu.Unlock()
 	prev := f.locked
 	if err := f.setLock(ownByte, next.own); err != nil {
-		return f.lockFailure(err)
+		return f.lockFailed(err)
 	}
 	// Lock all of the old and the new first, so that no permission held before is ever let go of on the way.
 	err := f.applyLocks(prev.perm|next.perm, prev.unshared|next.unshared)
@@ -65,7 +65,7 @@ func (f *osFile) Lock(l LockMode) error {
 	}
 	f.releaseLocks(keep)
 	f.locked = keep
-	return f.lockFailure(err)
+	return f.lockFailed(err)
 }
 
 func (f *osFile) applyLocks(perm, unshared int) error {
@@ -130,10 +130,10 @@ func (f *osFile) testLock(at int64) error {
 	return nil
 }
 
-func (f *osFile) lockFailure(err error) error {
+func (f *osFile) lockFailed(err error) error {
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 		return fault.New(fault.InUse, "Detach the disk or stop the program that has it open; readers may use `qemu-img info -U`.",
 			"%s is open in another process that locked it", f.path)
 	}
-	return failure("lock", f.path, err)
+	return Failure("lock", f.path, err)
 }
