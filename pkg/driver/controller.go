@@ -1,0 +1,200 @@
+package driver
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+// controller is the inner CSI controller service: it checks and translates. NewController gives it its locks.
+type controller struct {
+	csi.UnimplementedControllerServer
+	disks      host.Disks
+	claims     host.Claims
+	datastores host.Datastores
+}
+
+var controllerCapabilities = []csi.ControllerServiceCapability_RPC_Type{
+	csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+	csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
+	csi.ControllerServiceCapability_RPC_PUBLISH_READONLY,
+	csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
+	csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES,
+	csi.ControllerServiceCapability_RPC_GET_VOLUME,
+	csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+	csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+	csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+}
+
+func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	out := &csi.ControllerGetCapabilitiesResponse{}
+	for _, t := range controllerCapabilities {
+		out.Capabilities = append(out.Capabilities, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{
+			Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return out, nil
+}
+
+// createRequest is a csi.CreateVolumeRequest, checked.
+type createRequest struct {
+	name   string
+	params parameters
+	size   int64
+}
+
+func parseCreate(req *csi.CreateVolumeRequest) (createRequest, error) {
+	r := createRequest{name: req.GetName()}
+	if err := checkName(r.name); err != nil {
+		return r, err
+	}
+	var err error
+	if r.params, err = parseParameters(req.GetParameters()); err != nil {
+		return r, err
+	}
+	if err := refuseMutable(req.GetMutableParameters()); err != nil {
+		return r, err
+	}
+	if req.GetVolumeContentSource() != nil {
+		return r, invalid("create an empty volume", "volume_content_source is not supported")
+	}
+	caps, err := parseCapabilities(req.GetVolumeCapabilities(), r.params)
+	if err != nil {
+		return r, err
+	}
+	r.size, err = sizeOf(req.GetCapacityRange(), minSize(caps, r.params), defaultSize)
+	return r, err
+}
+
+func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	r, err := parseCreate(req)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	disk, err := c.create(ctx, r, req.GetAccessibilityRequirements())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	vol := volumeOf(disk)
+	vol.VolumeContext = r.params.context()
+	return &csi.CreateVolumeResponse{Volume: vol}, nil
+}
+
+func (c *controller) create(ctx context.Context, r createRequest, wish *csi.TopologyRequirement) (host.Disk, error) {
+	stores, err := c.datastores.Datastores(ctx)
+	if err != nil {
+		return host.Disk{}, err
+	}
+	store, err := pickDatastore(stores, r.params.datastore)
+	if err != nil {
+		return host.Disk{}, err
+	}
+	spec := host.DiskSpec{Name: r.name, Datastore: store.Name, Size: r.size, Format: r.params.format, Type: r.params.diskType}
+	// A disk that is there already keeps its host, also when that host could not be chosen again now.
+	switch old, err := c.disks.Get(ctx, host.DiskID(r.name)); {
+	case err == nil:
+		spec.Host = old.Spec.Host
+	case fault.KindOf(err) != fault.NotFound:
+		return host.Disk{}, err
+	default:
+		need := int64(0)
+		if spec.Format != host.Thin {
+			need = spec.Size
+		}
+		if spec.Host, err = pickHost(store, wish, need); err != nil {
+			return host.Disk{}, err
+		}
+	}
+	return c.disks.Create(ctx, spec)
+}
+
+func volumeOf(d host.Disk) *csi.Volume {
+	return &csi.Volume{VolumeId: d.ID, CapacityBytes: d.Size, AccessibleTopology: topologyOf(d.Hosts)}
+}
+
+func (c *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	err := checkID(req.GetVolumeId())
+	if err == nil {
+		err = c.disks.Delete(ctx, req.GetVolumeId())
+	}
+	// What does not exist is deleted.
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return nil, toStatus(err)
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func (c *controller) ControllerPublishVolume(ctx context.Context, req *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, toStatus(checkID(""))
+	}
+	if req.GetNodeId() == "" {
+		return nil, toStatus(invalid("name the node", "node_id is missing"))
+	}
+	params, err := fromContext(req.GetVolumeContext())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	can, err := parseCapability(req.GetVolumeCapability(), params)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if err := checkID(req.GetVolumeId()); err != nil {
+		return nil, toStatus(err)
+	}
+	claim := host.Claim{Node: req.GetNodeId(), ReadOnly: can.readOnly || req.GetReadonly()}
+	if err := c.claims.Claim(ctx, req.GetVolumeId(), claim); err != nil {
+		return nil, toStatus(err)
+	}
+	disk, err := c.disks.Get(ctx, req.GetVolumeId())
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{
+		contextReadOnly: strconv.FormatBool(claim.ReadOnly), contextUUID: disk.UUID}}, nil
+}
+
+func (c *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
+	err := checkID(req.GetVolumeId())
+	if err == nil {
+		err = c.claims.Unclaim(ctx, req.GetVolumeId(), req.GetNodeId())
+	}
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return nil, toStatus(err)
+	}
+	return &csi.ControllerUnpublishVolumeResponse{}, nil
+}
+
+func (c *controller) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
+	id := req.GetVolumeId()
+	if id == "" {
+		return nil, toStatus(checkID(id))
+	}
+	if req.GetCapacityRange() == nil {
+		return nil, toStatus(invalid("say how large the volume is to be", "capacity_range is missing"))
+	}
+	size, err := sizeOf(req.GetCapacityRange(), host.MinCapacity, host.MinCapacity)
+	if err == nil {
+		err = checkID(id)
+	}
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	disk, err := c.disks.Get(ctx, id)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	if limit := req.GetCapacityRange().GetLimitBytes(); limit > 0 && disk.Size > limit {
+		return nil, toStatus(outOfLimit(id, disk.Size, limit))
+	}
+	if disk.Size < size {
+		if disk, err = c.disks.Expand(ctx, id, size); err != nil {
+			return nil, toStatus(err)
+		}
+	}
+	// The node has work to do also for a raw block volume: its device's size changes.
+	return &csi.ControllerExpandVolumeResponse{CapacityBytes: disk.Size, NodeExpansionRequired: true}, nil
+}

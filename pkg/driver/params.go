@@ -1,0 +1,182 @@
+package driver
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/stage"
+)
+
+// The parameters of a StorageClass.
+const (
+	ParamDatastore  = "datastore"
+	ParamDiskFormat = "diskFormat"
+	ParamDiskType   = "diskType"
+	ParamTransport  = "transport"
+	ParamPartition  = "partition"
+)
+
+// What the external-provisioner adds or leaves in (external-provisioner, pkg/controller: prefixedFsTypeKey and the
+// metadata of --extra-create-metadata). The fsType it consumes itself; other orchestrators pass it on.
+const (
+	prefixKube  = "csi.storage.k8s.io/"
+	paramFSType = prefixKube + "fstype"
+)
+
+// Keys of the volume context and the publish context.
+const (
+	contextPartition = ParamPartition
+	contextTransport = ParamTransport
+	contextFSType    = "fsType"
+	contextReadOnly  = "readOnly"
+	contextUUID      = "uuid"
+)
+
+var kubeMetadata = []string{prefixKube + "pvc/name", prefixKube + "pvc/namespace", prefixKube + "pv/name"}
+
+// Allowed values, the default first; nil: any.
+var allowed = map[string][]string{
+	ParamDatastore:  nil,
+	ParamDiskFormat: {string(host.Thin), string(host.ZeroedThick), string(host.EagerZeroedThick)},
+	ParamDiskType:   {string(host.MonolithicFlat), string(host.TwoGbMaxExtentSparse)},
+	ParamTransport:  {"hotadd"},
+	ParamPartition:  {string(stage.PartitionNone), string(stage.PartitionGPT)},
+	paramFSType:     {"ext4", "xfs"},
+}
+
+// parameters are a StorageClass's, checked, with the defaults filled in.
+type parameters struct {
+	datastore string // "": the only one
+	format    host.DiskFormat
+	diskType  host.DiskType
+	transport string
+	partition stage.Partition
+	fsType    string // "" when not named
+}
+
+func parseParameters(in map[string]string) (parameters, error) {
+	get := func(key string) string {
+		if v, ok := in[key]; ok {
+			return v
+		}
+		return allowed[key][0]
+	}
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		if slices.Contains(kubeMetadata, key) {
+			continue
+		}
+		values, known := allowed[key]
+		if !known {
+			return parameters{}, invalid("allowed parameters: "+strings.Join(slices.Sorted(maps.Keys(allowed)), ", "),
+				"parameter %q (value %q) is unknown", key, in[key])
+		}
+		if err := checkValue("parameter", key, in[key], values); err != nil {
+			return parameters{}, err
+		}
+	}
+	p := parameters{
+		datastore: in[ParamDatastore],
+		format:    host.DiskFormat(get(ParamDiskFormat)),
+		diskType:  host.DiskType(get(ParamDiskType)),
+		transport: get(ParamTransport),
+		partition: stage.Partition(get(ParamPartition)),
+		fsType:    in[paramFSType],
+	}
+	if _, named := in[ParamDatastore]; named && p.datastore == "" {
+		return parameters{}, invalid("name a datastore, or leave the parameter out where there is only one",
+			"parameter %q is empty", ParamDatastore)
+	}
+	if p.diskType == host.TwoGbMaxExtentSparse && p.format != host.Thin {
+		return parameters{}, invalid("allowed with "+string(p.diskType)+": thin; a sparse disk takes space when it is written",
+			"parameter %q: value %q contradicts parameter %q: value %q", ParamDiskFormat, p.format, ParamDiskType, p.diskType)
+	}
+	return p, nil
+}
+
+func checkValue(what, key, value string, values []string) error {
+	if values == nil || slices.Contains(values, value) {
+		return nil
+	}
+	return invalid("allowed values: "+strings.Join(values, ", "), "%s %q: value %q is not allowed", what, key, value)
+}
+
+// context is what the node service needs to know of a StorageClass.
+func (p parameters) context() map[string]string {
+	c := map[string]string{contextPartition: string(p.partition), contextTransport: p.transport}
+	if p.fsType != "" {
+		c[contextFSType] = p.fsType
+	}
+	return c
+}
+
+// fromContext reads a volume context that context wrote. Keys of others (the provisioner adds one) are theirs.
+func fromContext(in map[string]string) (parameters, error) {
+	p := parameters{partition: stage.PartitionNone}
+	for key, param := range map[string]string{contextPartition: ParamPartition, contextTransport: ParamTransport,
+		contextFSType: paramFSType} {
+		value, ok := in[key]
+		if !ok {
+			continue
+		}
+		if err := checkValue("volume context", key, value, allowed[param]); err != nil {
+			return p, err
+		}
+		switch key {
+		case contextPartition:
+			p.partition = stage.Partition(value)
+		case contextTransport:
+			p.transport = value
+		case contextFSType:
+			p.fsType = value
+		}
+	}
+	return p, nil
+}
+
+// refuseMutable: nothing about a disk can be modified by a VolumeAttributesClass.
+func refuseMutable(in map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(in)) {
+		return invalid("take the VolumeAttributesClass off the claim: no parameter of a disk is mutable",
+			"mutable parameter %q (value %q) is unknown", key, in[key])
+	}
+	return nil
+}
+
+// checkName: CSI limits a string to 128 bytes and bans control characters in names (CSI specification, "Size Limits" and
+// CreateVolumeRequest.name).
+func checkName(name string) error {
+	const limit = 128
+	switch {
+	case name == "":
+		return invalid("give the volume a name", "name is missing")
+	case len(name) > limit:
+		return invalid("use a name of at most 128 bytes", "name %q... has %d bytes", name[:32], len(name))
+	}
+	for _, r := range name {
+		if r < 0x20 && r != '\t' && r != '\n' && r != '\r' || r >= 0x7f && r <= 0x9f {
+			return invalid("leave control characters out of the name", "name %q has the control character %U", name, r)
+		}
+	}
+	return nil
+}
+
+// checkID: an id that cannot be ours names no volume; it is never used to build a path.
+func checkID(id string) error {
+	switch {
+	case id == "":
+		return invalid("name the volume", "volume_id is missing")
+	case !host.ValidDiskID(id):
+		return fault.New(fault.NotFound, "", "volume %q does not exist", clip(id))
+	}
+	return nil
+}
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "..."
+	}
+	return s
+}
