@@ -151,6 +151,7 @@ func TestReport(t *testing.T) {
 		{fault.New(fault.InUse, "Detach it.", "disk %s is attached", "x"), 5, "Error: disk x is attached\nRemedy: Detach it.\n"},
 		{fmt.Errorf("write: %w", syscall.ENOSPC), 1, "Error: write: no space left on device\nRemedy: " + remedies[fault.NoSpace] + "\n"},
 		{Usage{errors.New("unknown flag: --x")}, 2, "Error: unknown flag: --x\n"},
+		{fault.New(fault.Damaged, "restore it", "a: %w", errors.Join(fault.New(fault.Damaged, "restore it", "b is bad"))), 3, "Error: a: b is bad\nRemedy: Restore it.\n"},
 		{fault.New(fault.Damaged, "", "bad\x1b"), 3, "Error: bad?\nRemedy: " + remedies[fault.Damaged] + "\n"},
 	} {
 		var b bytes.Buffer

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
@@ -42,11 +45,15 @@ func Report(w io.Writer, err error) int {
 		return int(s)
 	}
 	f := fault.From(err)
-	fmt.Fprintf(w, "Error: %s\n", Printable(f.Message))
-	if f.Remedy != "" {
-		fmt.Fprintf(w, "Remedy: %s\n", Printable(f.Remedy))
-	} else if r := remedies[f.Kind]; r != "" {
-		fmt.Fprintf(w, "Remedy: %s\n", r)
+	remedy := f.Remedy
+	if remedy == "" {
+		remedy = remedies[f.Kind]
+	}
+	// A fault that was joined or wrapped with %w carries its remedy in its text too.
+	message := strings.ReplaceAll(f.Message, " ("+f.Remedy+")", "")
+	fmt.Fprintf(w, "Error: %s\n", Printable(strings.ReplaceAll(message, "\n", "; ")))
+	if remedy != "" {
+		fmt.Fprintf(w, "Remedy: %s\n", Printable(sentence(remedy)))
 	}
 	switch {
 	case errors.As(err, &u):
@@ -57,6 +64,16 @@ func Report(w io.Writer, err error) int {
 		return ExitDamaged
 	}
 	return ExitFailed
+}
+
+// Sentence begins s with a capital and ends it with a full stop.
+func sentence(s string) string {
+	r, n := utf8.DecodeRuneInString(s)
+	s = string(unicode.ToUpper(r)) + s[n:]
+	if !strings.HasSuffix(s, ".") {
+		s += "."
+	}
+	return s
 }
 
 // What to do about a failure that came from the kernel without a remedy of its own.

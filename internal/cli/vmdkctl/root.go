@@ -2,11 +2,13 @@ package vmdkctl
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
 // App is what the commands of one run share.
@@ -14,18 +16,26 @@ type app struct {
 	out, err  io.Writer
 	format    cli.Format
 	datastore string // --datastore
+	ran       bool   // the command line was right
 }
 
 // Main runs the program with args (without its name) and returns its exit code.
-func Main(ctx context.Context, args []string, out, err io.Writer) int {
-	root := New(out, err)
+func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
+	a := &app{out: out, err: errOut, format: cli.TableFormat}
+	root := a.command()
 	root.SetArgs(args)
-	return cli.Report(err, root.ExecuteContext(ctx))
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err != nil && !a.ran:
+		err = cli.Usage{Err: fault.New(fault.Invalid, "`"+root.Name()+" --help` and `"+root.Name()+" COMMAND --help` show what there is.", "%w", err)}
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		err = fault.New(fault.Timeout, "Run it again; what it had begun is removed.", "interrupted")
+	}
+	return cli.Report(errOut, err)
 }
 
-// New makes the command tree.
-func New(out, err io.Writer) *cobra.Command {
-	a := &app{out: out, err: err, format: cli.TableFormat}
+// Command makes the command tree.
+func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmdkctl",
 		Short: "Make, inspect, check, convert and attach VMDK disks",
@@ -39,10 +49,8 @@ attached: they open it read-only and take no lock.`,
 		SilenceErrors: true,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetOut(out)
-	root.SetErr(err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cli.Usage{Err: err} })
-	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetOut(a.out)
+	root.SetErr(a.err)
 	flags := root.PersistentFlags()
 	flags.VarP(&a.format, "output", "o", "how to answer: table, json or yaml")
 	flags.StringVar(&a.datastore, "datastore", "", "directory of a datastore; DISK is then the id or name of a volume on it")
@@ -63,23 +71,21 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
+	add("disk", a.createCommand(), a.infoCommand())
 	add("", a.versionCommand(), a.docsCommand(root))
-	usageErrors(root)
-	_ = add
+	a.noteRuns(root)
 }
 
-// UsageErrors makes every wrong number of arguments an error of the command line.
-func usageErrors(c *cobra.Command) {
-	if check := c.Args; check != nil {
-		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return cli.Usage{Err: err}
-			}
-			return nil
+// NoteRuns makes every command say that it began: an error before that is the command line's.
+func (a *app) noteRuns(c *cobra.Command) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			a.ran = true
+			return run(c, args)
 		}
 	}
 	for _, sub := range c.Commands() {
-		usageErrors(sub)
+		a.noteRuns(sub)
 	}
 }
 

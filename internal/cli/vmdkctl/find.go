@@ -1,0 +1,220 @@
+package vmdkctl
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+)
+
+// MaxChain bounds how many links are followed; VMware's own limit is 32.
+const maxChain = 255
+
+// Found is the disk that an argument names.
+type found struct {
+	Dir    fsx.Dir // holds every file of the disk
+	Path   string  // of Dir, as the person wrote it
+	Names  []string
+	Volume *volume // nil for a disk that is just files
+	// Links of the manifest, as many as Names; nil for a disk that is just files.
+	Links []datastore.Link
+}
+
+// Volume is the datastore's knowledge about a disk.
+type volume struct {
+	Record   datastore.Record
+	Manifest datastore.Manifest
+}
+
+func (f *found) Close() { _ = f.Dir.Close() } // a directory descriptor holds nothing that could be lost
+
+// Head is the name of the topmost link's descriptor.
+func (f *found) Head() string { return f.Names[len(f.Names)-1] }
+
+// Options opens the link with the number read-only; what the manifest knows about it is compared.
+func (f *found) options(link int) vmdk.Options {
+	if f.Links == nil {
+		return vmdk.Options{}
+	}
+	return vmdk.Options{Type: vmdk.Type(f.Links[link].Type), ExtentNames: f.Links[link].Extents}
+}
+
+// Find turns an argument into a disk: with --datastore an id or name, else the path of a descriptor, of a single-file disk, or of
+// a volume's directory. It locks nothing and changes nothing.
+func (a *app) find(arg string) (*found, error) {
+	if a.datastore != "" {
+		return findOnDatastore(a.datastore, arg)
+	}
+	info, err := os.Stat(arg)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "Give the path of a .vmdk file, or --datastore DIR and the id or name of a volume.",
+			"%s does not exist", arg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return findVolume(arg, "")
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(arg), "record.json")); err == nil {
+		return findVolume(filepath.Dir(arg), filepath.Base(arg))
+	}
+	return findFile(arg)
+}
+
+// FindOnDatastore finds a volume by its id, or else by its name.
+func findOnDatastore(root, idOrName string) (*found, error) {
+	if _, err := os.Stat(filepath.Join(root, ".vmdk-csi", "datastore.json")); err != nil {
+		return nil, fault.New(fault.NotFound, "Give the directory that has .vmdk-csi, names and volumes in it; check that it is mounted.",
+			"%s holds no datastore: %w", root, err)
+	}
+	id := idOrName
+	if !host.ValidDiskID(id) {
+		id = host.DiskID(idOrName)
+	}
+	path := filepath.Join(root, "volumes", id)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "`ls "+filepath.Join(root, "volumes")+"` shows the ids, the record.json in each has the name.",
+			"datastore %s has no disk with the id or name %q", root, idOrName)
+	}
+	return findVolume(path, "")
+}
+
+// FindVolume opens the volume in the directory path, up to the link link ("" is the head).
+func findVolume(path, link string) (*found, error) {
+	if _, err := os.Stat(filepath.Join(path, "record.json")); err != nil {
+		return nil, fault.New(fault.Invalid, "Name the .vmdk file in it.", "%s is a directory, and not that of a volume", path)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	root := filepath.Dir(filepath.Dir(abs))
+	if _, err := os.Stat(filepath.Join(root, ".vmdk-csi", "datastore.json")); err != nil || filepath.Base(filepath.Dir(abs)) != "volumes" {
+		return nil, fault.New(fault.Invalid, "Move the .vmdk files into a directory of their own to use them as plain files.",
+			"%s has a volume's record but is not in the volumes directory of a datastore", path)
+	}
+	v, err := readVolume(root, filepath.Base(abs))
+	if err != nil {
+		return nil, err
+	}
+	d, err := fsx.OpenRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &found{Dir: d, Path: path, Volume: v}
+	for _, l := range v.Manifest.Links {
+		f.Names = append(f.Names, l.Descriptor)
+		f.Links = append(f.Links, l)
+		if l.Descriptor == link {
+			return f, nil
+		}
+	}
+	if link == "" && len(f.Names) > 0 {
+		return f, nil
+	}
+	f.Close()
+	if link == "" {
+		return nil, fault.New(fault.Precondition, "", "the disk %s is being deleted", v.Record.Name)
+	}
+	return nil, fault.New(fault.Invalid, "Name one of "+strings.Join(append(f.Names, "the directory"), ", ")+".",
+		"%s is no link of this disk's chain", link)
+}
+
+// ReadVolume reads record and manifest.
+func readVolume(root, id string) (*volume, error) {
+	s, err := datastore.OpenPath(root, datastore.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	v, err := s.OpenVolume(id)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	r, err := v.Record()
+	if err != nil {
+		return nil, err
+	}
+	m, ok, err := v.Latest()
+	if err == nil && !ok {
+		err = fault.New(fault.Precondition, "Ask for the same disk again, or delete it.", "the disk %s was never finished: it has no manifest", r.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &volume{Record: r, Manifest: m}, nil
+}
+
+// FindFile follows a descriptor's parents.
+func findFile(path string) (*found, error) {
+	d, err := fsx.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	f := &found{Dir: d, Path: filepath.Dir(path)}
+	if f.Names, err = follow(d, filepath.Base(path)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Follow lists the links below name, base first. A hint is a name to look for in the child's own directory; its own
+// directory part is not followed, so that a foreign file cannot lead out of the place that was named.
+func follow(d fsx.Dir, name string) ([]string, error) {
+	names := []string{name}
+	seen := map[uint64]bool{}
+	for {
+		info, err := d.Stat(name)
+		if err != nil {
+			return nil, err
+		}
+		if seen[info.Inode] || len(names) > maxChain {
+			return nil, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)
+		}
+		seen[info.Inode] = true
+		hint, err := parentHint(d, name)
+		if err != nil {
+			return nil, err
+		}
+		if hint == "" {
+			return names, nil
+		}
+		parent := hint[strings.LastIndexAny(hint, `/\`)+1:]
+		if fsx.CheckName(parent) != nil {
+			return nil, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s names %q as its parent", name, hint)
+		}
+		if _, err := d.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.New(fault.NotFound, "Put the parent and its extents into the directory of "+name+".",
+				"%s is a child of %q, and there is no %s beside it", name, hint, parent)
+		}
+		names = append([]string{parent}, names...)
+		name = parent
+	}
+}
+
+// ParentHint is where the link looks for its parent, "" for a base.
+func parentHint(d fsx.Dir, name string) (hint string, err error) {
+	l, err := vmdk.Open(d, name, vmdk.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	desc := l.Descriptor()
+	if !desc.IsChild() {
+		return "", nil
+	}
+	if desc.ParentHint() == "" {
+		return "", fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s is a child and does not name its parent", name)
+	}
+	return desc.ParentHint(), nil
+}
