@@ -51,7 +51,9 @@ func NewServer(dev *os.File, o Options) *Server {
 }
 
 // Resized implements export.Server.
-func (s *Server) Resized() error { return fault.Wrap(NotifyInvalInode(s.dev), "tell the kernel the new size") }
+func (s *Server) Resized() error {
+	return fault.Wrap(NotifyInvalInode(s.dev), "tell the kernel the new size")
+}
 
 // Requests is how many requests this server has read, and how many of those the kernel sent a second time.
 func (s *Server) Requests() (all, resent uint64) { return s.requests.Load(), s.resent.Load() }

@@ -6,7 +6,7 @@
 // Invariants: an entry is stored before the head counter that makes it current, and a state before the length that makes
 // it valid, each published by one atomic store; so a process killed between any two instructions leaves a table that is
 // valid, and lacks only what was not acknowledged. Counters only grow; tail <= head <= tail+Slots. The file's size is
-// sealed. One process writes at a time: a successor starts when its predecessor is certainly dead.
+// sealed. One process writes at a time: the one whose Claim returned, which is when its predecessor is certainly dead.
 //
 // Locks: one mutex orders Append, Retire and Load of this process; it is never held across a system call. No goroutines.
 //

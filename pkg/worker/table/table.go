@@ -25,6 +25,7 @@ const (
 	offBoot       = 16  // 36 bytes of text
 	offGeneration = 64  // uint64: how many workers have opened the table
 	offPoisoned   = 128 // uint32
+	offServed     = 136 // uint32
 	offStateLen   = 192 // uint32, 0: no state
 	offState      = 256 // StateSize bytes
 	offHead       = 576 // uint64: entries ever appended

@@ -1,0 +1,124 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"sync/atomic"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/block"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+)
+
+// Disk is an open disk as a worker needs it; chain.Chain is one.
+type Disk interface {
+	block.Device
+	// Grow makes the disk at least size bytes large.
+	Grow(ctx context.Context, size int64) error
+	// Close closes it; without an error it was closed cleanly.
+	Close() error
+}
+
+// OpenRequest is what an Opener opens.
+type OpenRequest struct {
+	ID       string
+	Dir      fsx.Dir         // the disk's directory; the disk closes it
+	Links    json.RawMessage // Spec.Links
+	ReadOnly bool
+	Pending  chain.Pending // nil if read-only
+	// Takeover: the disk was served by a process that died, on this run of the machine. What it wrote is as it left it;
+	// Pending has what it acknowledged beyond that.
+	Takeover bool
+}
+
+// Opener opens a disk.
+type Opener func(ctx context.Context, r OpenRequest) (Disk, error)
+
+// guard keeps a failed sync in the table before anybody hears of it.
+type guard struct {
+	Disk
+	poisoned atomic.Bool
+	poison   func()
+}
+
+func (g *guard) note(err error, flush bool) error {
+	if err != nil && (flush || fault.KindOf(err) == fault.Poisoned) && g.poisoned.CompareAndSwap(false, true) {
+		g.poison()
+	}
+	return err
+}
+
+func (g *guard) ReadAt(p []byte, off int64) (int, error) {
+	if g.poisoned.Load() {
+		return 0, errPoisoned()
+	}
+	n, err := g.Disk.ReadAt(p, off)
+	return n, g.note(err, false)
+}
+
+func (g *guard) WriteAt(p []byte, off int64) (int, error) {
+	if g.poisoned.Load() {
+		return 0, errPoisoned()
+	}
+	n, err := g.Disk.WriteAt(p, off)
+	return n, g.note(err, false)
+}
+
+func (g *guard) Discard(off, n int64) error {
+	if g.poisoned.Load() {
+		return errPoisoned()
+	}
+	return g.note(g.Disk.Discard(off, n), false)
+}
+
+func (g *guard) WriteZeroes(off, n int64) error {
+	if g.poisoned.Load() {
+		return errPoisoned()
+	}
+	return g.note(g.Disk.WriteZeroes(off, n), false)
+}
+
+func (g *guard) Flush() error {
+	if g.poisoned.Load() {
+		return errPoisoned()
+	}
+	return g.note(g.Disk.Flush(), true)
+}
+
+func (g *guard) Grow(ctx context.Context, size int64) error {
+	if g.poisoned.Load() {
+		return errPoisoned()
+	}
+	return g.note(g.Disk.Grow(ctx, size), false)
+}
+
+func errPoisoned() error {
+	return fault.New(fault.Poisoned, "detach the disk, check it, and attach it again", "an earlier sync of this disk failed")
+}
+
+// settle waits until no write of a dead process is on its way to a file of d. A read through the page cache makes NFS wait
+// for the direct writes of the same file (nfs_start_io_read, fs/nfs/io.c); local file systems never let a process die
+// with one in flight, and answer at once.
+func settle(d fsx.Dir) error {
+	names, err := d.List()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		st, err := d.Stat(name)
+		if err != nil || !st.Mode.IsRegular() {
+			continue
+		}
+		f, err := d.Open(name, fsx.ReadOnly)
+		if err != nil {
+			continue // not ours to read; what the chain needs it opens itself, and says why it cannot
+		}
+		var b [1]byte
+		_, _ = f.ReadAt(b[:], 0) // the wait is what matters
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

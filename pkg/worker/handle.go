@@ -1,0 +1,377 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/sys"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// Phase is where a served disk is.
+type Phase string
+
+// The phases.
+const (
+	Starting Phase = "Starting" // a worker opens the disk; requests wait
+	Serving  Phase = "Serving"
+	Gone     Phase = "Gone"    // the kernel's device is gone; Stop closes the disk
+	Waiting  Phase = "Waiting" // workers die at once; requests wait for the next attempt
+	Ended    Phase = "Ended"   // stopped, killed, or could not be opened
+)
+
+// State is what is known of a served disk.
+type State struct {
+	Phase    Phase
+	PID      int // of the worker, 0 if there is none
+	Restarts int
+	Since    time.Time // when the disk was started
+	Size     int64     // bytes, when the worker became ready or grew it
+	Poisoned bool
+	Walls    Walls
+	LastErr  error // why the last worker died, or could not serve; nil if none did
+}
+
+// Handle is one served disk. Its methods may be called concurrently.
+type Handle struct {
+	s     *Supervisor
+	spec  Spec
+	files Files
+
+	firstReady chan struct{} // closed when a worker serves for the first time
+	quit       chan struct{} // closed to end the disk: no further worker
+	done       chan struct{} // closed when no worker is left and the files are closed
+
+	mu      sync.Mutex
+	state   State
+	ready   bool // firstReady is closed
+	ending  bool // quit is closed
+	current *child
+	calls   map[uint64]chan frame
+	lastID  uint64
+}
+
+// ID is the disk's.
+func (h *Handle) ID() string { return h.spec.ID }
+
+// State is a snapshot.
+func (h *Handle) State() State {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state
+}
+
+// Done is closed when the disk is not served any more and no worker is left.
+func (h *Handle) Done() <-chan struct{} { return h.done }
+
+// PidFD is a duplicate of the current worker's pidfd. Kinds: Unavailable (no worker just now).
+func (h *Handle) PidFD() (*os.File, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.current == nil || h.current.pidfd == nil {
+		return nil, fault.New(fault.Unavailable, "try again", "disk %s has no worker just now", h.spec.ID)
+	}
+	return sys.Dup(h.current.pidfd)
+}
+
+// Grow makes the disk at least size bytes large and has the kernel forget the old size; the block device is the caller's
+// to resize (LOOP_SET_CAPACITY). It returns the new size.
+func (h *Handle) Grow(ctx context.Context, size int64) (int64, error) {
+	var b growBody
+	if err := h.call(ctx, opGrow, growBody{Size: size}, &b); err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state.Size = b.Size
+	return b.Size, nil
+}
+
+// Flush makes what was acknowledged durable.
+func (h *Handle) Flush(ctx context.Context) error { return h.call(ctx, opFlush, nil, nil) }
+
+// Stats asks the worker.
+func (h *Handle) Stats(ctx context.Context) (Stats, error) {
+	var s Stats
+	err := h.call(ctx, opStats, nil, &s)
+	return s, err
+}
+
+// Stop closes the disk cleanly: the worker answers what is in flight, flushes, closes the chain and ends. On success, and
+// when the worker answered with a failure (Poisoned: what was not flushed may be lost), no worker is left. When ctx ends
+// first, or the worker dies meanwhile, the disk is served on. Stopping an ended disk succeeds.
+func (h *Handle) Stop(ctx context.Context) error {
+	err := h.call(ctx, opStop, nil, nil)
+	var answered *answerError
+	if err != nil && !errors.As(err, &answered) {
+		select {
+		case <-h.done:
+			return nil
+		default:
+			return err
+		}
+	}
+	<-h.done
+	return err
+}
+
+// Kill ends the worker with SIGKILL and waits for its death: requests in flight wait for a successor.
+func (h *Handle) Kill() error {
+	h.end()
+	h.mu.Lock()
+	c := h.current
+	h.mu.Unlock()
+	var err error
+	if c != nil {
+		err = c.cmd.Process.Kill()
+		if errors.Is(err, os.ErrProcessDone) {
+			err = nil
+		}
+	}
+	<-h.done
+	return err
+}
+
+// end makes the worker that runs now the last one.
+func (h *Handle) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.ending {
+		h.ending = true
+		close(h.quit)
+	}
+}
+
+// final is why the disk ended.
+func (h *Handle) final() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state.LastErr != nil {
+		return h.state.LastErr
+	}
+	return fault.New(fault.Unavailable, "", "the worker of disk %s was ended", h.spec.ID)
+}
+
+// answerError is a failure that the worker itself answered with.
+type answerError struct{ *fault.Fault }
+
+func (e *answerError) Unwrap() error { return e.Fault }
+
+// call sends a request and waits for the answer. A worker that dies meanwhile makes it Unavailable: the caller asks again
+// when the next one serves.
+func (h *Handle) call(ctx context.Context, op string, body, into any) error {
+	ch := make(chan frame, 1)
+	h.mu.Lock()
+	c := h.current
+	if c == nil {
+		h.mu.Unlock()
+		return h.unavailable()
+	}
+	h.lastID++
+	id := h.lastID
+	h.calls[id] = ch
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.calls, id)
+	}()
+	if err := c.ctl.send(op, id, body, nil); err != nil {
+		return h.unavailable()
+	}
+	select {
+	case fr, ok := <-ch:
+		switch {
+		case !ok:
+			return h.unavailable()
+		case fr.Err != nil:
+			return &answerError{fr.Err}
+		case into != nil:
+			return json.Unmarshal(fr.Body, into)
+		}
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Timeout, "see hostd's log", "the worker of disk %s did not answer %q: %w", h.spec.ID, op,
+			context.Cause(ctx))
+	}
+}
+
+func (h *Handle) unavailable() error {
+	return fault.New(fault.Unavailable, "try again", "disk %s has no worker just now", h.spec.ID)
+}
+
+// run keeps a worker running until the disk is ended.
+func (h *Handle) run() {
+	defer close(h.done)
+	defer h.s.forget(h)
+	defer h.closeFiles()
+	defer h.set(func(st *State) { st.Phase, st.PID = Ended, 0 })
+	failures := 0
+	for {
+		served, err := h.once()
+		if h.ended() {
+			return
+		}
+		h.mu.Lock()
+		h.state.LastErr, h.state.PID = err, 0
+		ready := h.ready
+		h.mu.Unlock()
+		h.s.o.Log.Warn("worker died", "disk", h.spec.ID, "served", served, "error", err)
+		if !ready && fault.KindOf(err) != fault.Unavailable {
+			return // the first one said why it cannot; a killed one is tried again
+		}
+		if failures++; served > steady {
+			failures = 0
+		}
+		if !h.pause(failures) {
+			return
+		}
+		h.set(func(st *State) { st.Restarts++ })
+	}
+}
+
+// steady is how long a worker must serve for its death to count as an accident.
+const steady = 10 * time.Second
+
+// pause waits before the next worker: not at all after an accident, up to Options.Backoff after failures in a row.
+func (h *Handle) pause(failures int) bool {
+	if failures <= 3 {
+		return true
+	}
+	d := min(10*time.Millisecond<<min(failures-3, 20), h.s.o.Backoff)
+	h.set(func(st *State) { st.Phase = Waiting })
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-h.quit:
+		return false
+	}
+}
+
+// once runs one worker to its death and returns how long it served.
+func (h *Handle) once() (served time.Duration, err error) {
+	h.set(func(st *State) { st.Phase = Starting })
+	c, err := h.s.spawn.start(h.s.o, h.spec.ID, h.files)
+	if err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	h.current, h.state.PID = c, c.cmd.Process.Pid
+	ending := h.ending
+	h.mu.Unlock()
+	if ending { // Kill looked before there was anything to kill
+		_ = c.cmd.Process.Kill()
+	}
+	// A send that fails means a worker that died: receive says so.
+	_ = c.ctl.send(opConfig, 0, config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly}, nil)
+	var failure *fault.Fault
+	var since time.Time
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		failure, since = h.listen(c)
+	}()
+	werr := c.cmd.Wait() // returns when every thread of the worker is dead
+	<-reading
+	if !since.IsZero() {
+		served = time.Since(since)
+	}
+	h.mu.Lock()
+	h.current = nil
+	for id, ch := range h.calls {
+		close(ch)
+		delete(h.calls, id)
+	}
+	h.mu.Unlock()
+	c.ctl.close()
+	if c.pidfd != nil {
+		c.pidfd.Close()
+	}
+	if failure != nil {
+		return served, failure
+	}
+	return served, fault.New(fault.Unavailable, "see hostd's log", "the worker of disk %s ended: %s", h.spec.ID, exitText(werr))
+}
+
+func exitText(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return fmt.Sprint(err)
+}
+
+// listen takes everything that the worker sends, to the last frame it sent before it died.
+func (h *Handle) listen(c *child) (failure *fault.Fault, since time.Time) {
+	for {
+		fr, err := c.ctl.receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				h.s.o.Log.Error("read from worker", "disk", h.spec.ID, "error", err)
+			}
+			return failure, since
+		}
+		switch fr.Op {
+		case evReady:
+			since = time.Now()
+			h.becomeReady(fr)
+		case evGone:
+			h.set(func(st *State) { st.Phase = Gone })
+		case evPoisoned:
+			h.set(func(st *State) { st.Poisoned = true })
+		case evFailed:
+			failure = fr.Err
+		case opAnswer, opStopped:
+			if fr.Op == opStopped { // before the worker can be seen dead: it ended because it was asked to
+				h.end()
+			}
+			h.mu.Lock()
+			if ch, ok := h.calls[fr.ID]; ok {
+				ch <- fr
+				delete(h.calls, fr.ID)
+			}
+			h.mu.Unlock()
+		}
+	}
+}
+
+func (h *Handle) becomeReady(fr frame) {
+	var r ready
+	if err := json.Unmarshal(fr.Body, &r); err != nil {
+		h.s.o.Log.Error("read from worker", "disk", h.spec.ID, "error", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state.Phase, h.state.Size, h.state.Poisoned, h.state.Walls = Serving, r.Size, r.Poisoned, r.Walls
+	if !h.ready {
+		h.ready = true
+		close(h.firstReady)
+	}
+}
+
+func (h *Handle) ended() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ending
+}
+
+func (h *Handle) set(f func(*State)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f(&h.state)
+}
+
+func (h *Handle) closeFiles() {
+	for _, f := range []*os.File{h.files.Dir, h.files.Device, h.files.Table} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// The control protocol: one JSON frame per SOCK_SEQPACKET message. The supervisor sends config once, then requests with
+// an ID; the worker sends events without one, and one answer to each request.
+type frame struct {
+	Op   string          `json:"op"`
+	ID   uint64          `json:"id,omitempty"`
+	Body json.RawMessage `json:"body,omitempty"`
+	Err  *fault.Fault    `json:"error,omitempty"`
+}
+
+// Operations. The first group is requests, the second events.
+const (
+	opConfig = "config"
+	opGrow   = "grow"
+	opFlush  = "flush"
+	opStats  = "stats"
+	opStop   = "stop"
+
+	evReady    = "ready"    // the disk is open; about to serve
+	evFailed   = "failed"   // the worker ends, for this reason
+	evGone     = "gone"     // the device is gone; waiting for stop
+	evPoisoned = "poisoned" // a sync failed
+	opAnswer   = "answer"
+	opStopped  = "stopped" // the answer to stop: no worker comes after this one
+)
+
+// config is what a worker is told.
+type config struct {
+	ID       string          `json:"id"`
+	Links    json.RawMessage `json:"links"`
+	ReadOnly bool            `json:"readOnly,omitempty"`
+}
+
+// ready is what a worker tells when it is about to serve.
+type ready struct {
+	Size       int64  `json:"size"`
+	Generation uint64 `json:"generation"`
+	Takeover   bool   `json:"takeover"`
+	Pending    int    `json:"pending"`
+	Poisoned   bool   `json:"poisoned"`
+	Walls      Walls  `json:"walls"`
+}
+
+// Walls says which protections a worker has around itself.
+type Walls struct {
+	Landlock  int      `json:"landlock"` // ABI version, 0: none
+	Seccomp   bool     `json:"seccomp"`
+	NoCaps    bool     `json:"noCaps"`
+	IOFlusher bool     `json:"ioFlusher"`
+	Missing   []string `json:"missing,omitempty"` // what could not be put up, and why
+}
+
+// Stats is what a worker counts.
+type Stats struct {
+	Size       int64  `json:"size"`       // bytes
+	Generation uint64 `json:"generation"` // workers that served this attachment, this one included
+	Pending    int    `json:"pending"`    // grain-table entries not yet durable
+	Requests   uint64 `json:"requests"`   // read by this worker
+	Resent     uint64 `json:"resent"`     // of these, taken over from its predecessor
+}
+
+type growBody struct {
+	Size int64 `json:"size"`
+}
+
+// frameSize bounds a frame; the longest is the config of the deepest chain.
+const frameSize = 1 << 20
+
+// link is one end of a control socket. send may be called concurrently, receive by one goroutine.
+type link struct {
+	c   *net.UnixConn
+	mu  sync.Mutex
+	buf []byte
+}
+
+// newLink takes f over.
+func newLink(f *os.File) (*link, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fault.Wrap(err, "open the control socket")
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fault.New(fault.Internal, "", "the control socket is a %T", c)
+	}
+	return &link{c: u, buf: make([]byte, frameSize)}, nil
+}
+
+// socketPair is a control socket; the second end is for the child.
+func socketPair() (mine, child *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	for _, fd := range fds { // a limit of the system may make it less: then a frame that is too large is refused
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 2*frameSize)
+	}
+	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
+}
+
+func (l *link) send(op string, id uint64, body any, failure error) error {
+	fr := frame{Op: op, ID: id, Err: fault.From(failure)}
+	var err error
+	if body != nil {
+		if fr.Body, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	b, err := json.Marshal(fr)
+	if err != nil {
+		return err
+	}
+	if len(b) > frameSize {
+		return fault.New(fault.OutOfRange, "", "a control frame of %d bytes", len(b))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err = l.c.Write(b)
+	return err
+}
+
+// receive returns io.EOF when the other end is closed and everything it sent was received.
+func (l *link) receive() (frame, error) {
+	n, _, flags, _, err := l.c.ReadMsgUnix(l.buf, nil)
+	switch {
+	case errors.Is(err, unix.ECONNRESET), err == nil && n == 0:
+		return frame{}, io.EOF
+	case err != nil:
+		return frame{}, err
+	case flags&unix.MSG_TRUNC != 0:
+		return frame{}, fault.New(fault.Internal, "", "a control frame longer than %d bytes", frameSize)
+	}
+	var fr frame
+	if err := json.Unmarshal(l.buf[:n], &fr); err != nil {
+		return frame{}, fault.Wrap(err, "read a control frame")
+	}
+	fr.Body = append(json.RawMessage(nil), fr.Body...)
+	return fr, nil
+}
+
+func (l *link) close() error { return l.c.Close() }
