@@ -140,4 +140,4 @@ main() {
   done
 }
 
-main "$@"; exit
+{ main "$@"; exit; } # in one piece: the file may be edited while it runs

@@ -49,4 +49,4 @@ wipe_state() {
   done
 }
 
-main "$@"; exit
+{ main "$@"; exit; } # in one piece: the file may be edited while it runs

@@ -63,7 +63,7 @@ node_root() {
   chmod 755 "$root"/kind/bin/*
   install -m 755 "$files"/usr/local/bin/* "$root/usr/local/bin/"
   (
-    cd "$root"
+    cd "$root" || exit
     rm -f lib/systemd/system/sysinit.target.wants/systemd-tmpfiles-setup.service \
       lib/systemd/system/{multi-user,local-fs,basic}.target.wants/* lib/systemd/system/sockets.target.wants/*{udev,initctl}* \
       etc/systemd/system/*.wants/*

@@ -1,5 +1,5 @@
 # Sourced by the scripts of this directory: names, places and addresses. Everything here can be set from the environment.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 # shellcheck source=hack/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"

@@ -3,6 +3,7 @@
 # there are. A running cluster made of the same things is kept. Afterwards: . hack/kind/env.sh
 #
 #   hack/kind/up.sh [--no-images]      --no-images: do not load the busybox and sidecar images
+# shellcheck disable=SC2317 # functions called through "timed"
 set -euo pipefail
 # shellcheck source=hack/kind/settings.sh
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -143,4 +144,4 @@ load_images() {
   "$KIND_DIR/load.sh" "${tars[@]}"
 }
 
-main "$@"; exit
+{ main "$@"; exit; } # in one piece: the file may be edited while it runs

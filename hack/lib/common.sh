@@ -1,5 +1,5 @@
 # Sourced by the scripts under hack/. Output for people, the cache, locks, and processes that may be ended safely.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 HACK_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 REPO_DIR=$(dirname "$HACK_DIR")

@@ -1,5 +1,5 @@
 # Sourced after common.sh and apt.sh. One Debian root file system, of which the node image and the images with Debian programs are made.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 # Bookworm: its systemd 252 is the last that also starts on cgroup v1. The packages are those of kind's own base image plus
 # what the project's images take from Debian (fdisk: sfdisk; busybox-static: a shell with everything in one file).

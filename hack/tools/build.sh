@@ -20,21 +20,23 @@ declare -A MODULES=(
   [etcd]=etcd [k8s]=k8s [kind]=kind [runtime]="containerd runc cni crictl coredns" [helm]=helm [sidecars]=sidecars [lint]=lint
 )
 
-export GOFLAGS="-buildvcs=false -p=${VMDK_CSI_BUILD_JOBS:-2} -trimpath" GOWORK=off CGO_ENABLED=0
+FLAGS="-buildvcs=false -trimpath"
 SMALL="-s -w" # no symbol tables: the node image holds most of these
+export GOFLAGS="$FLAGS -p=${VMDK_CSI_BUILD_JOBS:-2}" GOWORK=off CGO_ENABLED=0
 
 group_path() {
   local m inputs=()
   for m in ${MODULES[$1]}; do inputs+=("$TOOLS_DIR/$m"); done
-  # The functions that build the group are among what it is made of: they hold the flags.
-  printf '%s\n' "$CACHE_DIR/bin/$1-$(hash_of "=$(go version)" "=$(declare -f "build_$1" go_build)" "${inputs[@]}")"
+  # The function that builds the group is among what it is made of: it holds the packages, tags and linker flags.
+  printf '%s\n' "$CACHE_DIR/bin/$1-$(hash_of "=$(go version)" "=$FLAGS $SMALL" "=$(declare -f "build_$1")" "${inputs[@]}")"
 }
 
 # go_build MODULE OUTPUT ARG...
 go_build() {
   local module=$1 out=$2
   shift 2
-  (cd "$TOOLS_DIR/$module" && timed "$module" go build -o "$out" "$@")
+  info "$module"
+  (cd "$TOOLS_DIR/$module" && go build -o "$out" "$@")
 }
 
 build_etcd() { go_build etcd "$1/etcd" -ldflags "$SMALL" go.etcd.io/etcd/server/v3; }
@@ -101,9 +103,9 @@ main() {
   for g; do
     dir=$(group_path "$g")
     if [ -d "$dir" ]; then continue; fi
-    step "building $g (cold, Kubernetes takes half an hour on two cores)"
+    step "building $g$([ "$g" != k8s ] || echo " (cold, a quarter of an hour on two cores)")"
     timed "$g" cache_fill "$dir" "build_$g"
   done
 }
 
-main "$@"; exit
+{ main "$@"; exit; } # in one piece: the file may be edited while it runs
