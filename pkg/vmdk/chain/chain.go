@@ -1,0 +1,297 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/block"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+)
+
+// Ref names a link of a chain.
+type Ref struct {
+	// Name is the descriptor's file name in the directory of the chain.
+	Name string
+	// Type, ExtentNames: what a manifest knows about the link, compared if set.
+	Type        vmdk.Type
+	ExtentNames []string
+	// Size is the capacity in bytes that a manifest records, compared if set. Links may differ in size only where both
+	// sides of the step have it set, and only upwards: a step somebody recorded.
+	Size int64
+}
+
+// MaxDepth is how many links are opened; VMware supports 32.
+const MaxDepth = 64
+
+// Options of Open.
+type Options struct {
+	// ReadOnly opens every link read-only and writes nothing, not even a flag. Otherwise the head is opened for writing.
+	ReadOnly bool
+	// Direct moves guest data past the page cache.
+	Direct bool
+	// Pending keeps acknowledged table changes across the death of this process; nil if nobody will take over.
+	Pending Pending
+	// Takeover says that the previous holder died without closing, that it is surely dead, and that the machine has run
+	// since: Pending is applied instead of a check. It needs Pending if the head has sparse extents.
+	Takeover bool
+	// Format says how a flat disk holds its space, default thin: a thick one keeps it when the guest discards, and grows thick.
+	Format vmdk.Format
+	// Locks takes byte locks on all extents, as qemu does.
+	Locks bool
+	// IgnoreCID opens a chain whose parent was modified, read-only. What it reads may be a mixture.
+	IgnoreCID bool
+}
+
+// Chain is an open chain; it is the disk.
+type Chain struct {
+	refs  []Ref
+	links []*vmdk.Link // base first
+	head  *vmdk.Link
+	o     Options
+	dir   fsx.Dir
+
+	size     atomic.Int64
+	closed   bool // guarded by gate
+	gate     sync.RWMutex
+	stripes  [256]sync.Mutex
+	commitMu sync.RWMutex
+	poison   atomic.Pointer[fault.Fault]
+
+	startMu sync.Mutex
+	started atomic.Bool // the content ID of the head is new
+	growMu  sync.Mutex
+
+	flushMu sync.Mutex
+	running *commit // in progress
+	next    *commit // waits for running
+}
+
+var _ block.Device = (*Chain)(nil)
+
+// Open opens a chain, base first, head last. Nothing is changed on disk but, if the head was not closed cleanly and
+// this is no take-over, what vmdk.Link.Recover mends.
+func Open(d fsx.Dir, links []Ref, o Options) (*Chain, error) {
+	if len(links) == 0 || len(links) > MaxDepth {
+		return nil, fault.New(fault.OutOfRange, "consolidate the disk", "a chain has 1 to %d links, not %d", MaxDepth, len(links))
+	}
+	if o.IgnoreCID && !o.ReadOnly {
+		return nil, fault.New(fault.Invalid, "open it read-only", "content IDs can be ignored for reading only")
+	}
+	c := &Chain{refs: append([]Ref(nil), links...), o: o, dir: d}
+	if err := c.open(); err != nil {
+		for _, l := range c.links {
+			err = errors.Join(err, l.Close())
+		}
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Chain) open() error {
+	for i, r := range c.refs {
+		head := i == len(c.refs)-1
+		l, err := vmdk.Open(c.dir, r.Name, vmdk.Options{ReadWrite: head && !c.o.ReadOnly, Direct: c.o.Direct, Lock: c.o.Locks,
+			Type: r.Type, ExtentNames: r.ExtentNames})
+		if err != nil {
+			return fault.Wrap(err, "link %d", i)
+		}
+		c.links = append(c.links, l)
+	}
+	c.head = c.links[len(c.links)-1]
+	if err := c.validate(); err != nil {
+		return err
+	}
+	c.size.Store(c.head.Size())
+	if c.o.ReadOnly {
+		return nil
+	}
+	if c.o.Takeover {
+		return c.takeOver()
+	}
+	if c.o.Pending != nil && len(c.o.Pending.Load()) > 0 {
+		return fault.New(fault.Invalid, "take the disk over, or start with an empty table", "the pending table holds entries, but this is no take-over")
+	}
+	if c.head.Unclean() {
+		return fault.Wrap(c.head.Recover(), "%s was not closed cleanly", c.head.Name)
+	}
+	return nil
+}
+
+// validate compares neighbours: content IDs, capacities, and that no file occurs twice.
+func (c *Chain) validate() error {
+	type id struct{ dev, ino uint64 }
+	seen := map[id]string{}
+	for i, l := range c.links {
+		inodes, err := l.Inodes()
+		if err != nil {
+			return err
+		}
+		for _, n := range inodes {
+			if other, ok := seen[id{n.Device, n.Inode}]; ok {
+				return fault.New(fault.Damaged, "restore the descriptors", "%s uses a file that %s uses", l.Name, other)
+			}
+			seen[id{n.Device, n.Inode}] = l.Name
+		}
+		if r := c.refs[i]; r.Size != 0 && r.Size != l.Size() {
+			return fault.New(fault.Damaged, "restore the descriptor", "%s has %d bytes, its manifest says %d", l.Name, l.Size(), r.Size)
+		}
+		if i == 0 {
+			if d := l.Descriptor(); d.IsChild() {
+				return fault.New(fault.Precondition, "give all links of the chain", "%s needs a parent (%q)", l.Name, d.ParentHint())
+			}
+			continue
+		}
+		if err := c.validatePair(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Chain) validatePair(i int) error {
+	parent, child := c.links[i-1], c.links[i]
+	pd, cd := parent.Descriptor(), child.Descriptor()
+	switch {
+	case !cd.IsChild():
+		return fault.New(fault.Damaged, "restore the descriptor", "%s has no parent, but the chain has %s below it", child.Name, parent.Name)
+	case cd.ParentCID() != pd.CID() && !c.o.IgnoreCID:
+		return fault.New(fault.Damaged, "restore the parent from a backup; if its content is known to be right, set parentCID",
+			"the parent %s was modified after the child %s was made: content ID %s, expected %s", parent.Name, child.Name, pd.CID(), cd.ParentCID())
+	case parent.Size() == child.Size():
+		return nil
+	case c.refs[i].Size != 0 && c.refs[i-1].Size != 0 && parent.Size() < child.Size():
+		return nil // a recorded step
+	case c.o.ReadOnly && parent.Size() < child.Size() && c.refs[i].Size == 0:
+		return nil // foreign chains: what the parent lacks reads as zeros
+	}
+	return fault.New(fault.Damaged, "", "the capacities of %s and %s differ: %d and %d bytes", parent.Name, child.Name, parent.Size(), child.Size())
+}
+
+// takeOver applies what the dead holder had acknowledged. Its grains, and those of writes it never answered, lie before
+// the end of the file, where the allocator begins.
+func (c *Chain) takeOver() error {
+	if c.o.Pending == nil {
+		for _, e := range c.head.Extents() {
+			if e.Kind == vmdk.Sparse {
+				return fault.New(fault.Invalid, "give the table of the dead process", "a sparse disk cannot be taken over without its pending table")
+			}
+		}
+		return nil
+	}
+	for _, p := range c.o.Pending.Load() {
+		if err := c.apply(p); err != nil {
+			return fault.Wrap(err, "pending entry %+v", p)
+		}
+	}
+	return nil
+}
+
+func (c *Chain) apply(p PendingEntry) error {
+	ext := c.head.Extents()
+	if int(p.Link) != len(c.links)-1 || int(p.Extent) >= len(ext) || ext[p.Extent].Kind != vmdk.Sparse {
+		return fault.New(fault.Damaged, "check the disk", "it is for another disk: the head is link %d with %d extents", len(c.links)-1, len(ext))
+	}
+	e := ext[p.Extent]
+	if err := e.CheckEntry(int64(p.Grain), p.Sector); err != nil {
+		return err
+	}
+	if err := e.Begin(); err != nil {
+		return err
+	}
+	if err := e.Prepare(int64(p.Grain), 1); err != nil {
+		return err
+	}
+	return e.Set(int64(p.Grain), 1, p.Sector)
+}
+
+// Size implements block.Device.
+func (c *Chain) Size() int64 { return c.size.Load() }
+
+// Links are the open links, base first.
+func (c *Chain) Links() []*vmdk.Link { return c.links }
+
+// Close ends the use of the disk. A writable disk is flushed, then marked clean, extent by extent; then all files are
+// closed, the head first. After an error the head keeps its unclean mark, and the next open checks it.
+func (c *Chain) Close() error {
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var errs []error
+	if !c.o.ReadOnly {
+		errs = append(errs, c.closeHead())
+	}
+	for i := len(c.links) - 1; i >= 0; i-- {
+		if i == len(c.links)-1 && !c.o.ReadOnly {
+			continue
+		}
+		errs = append(errs, c.links[i].Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Chain) closeHead() error {
+	err := c.commit()
+	if err == nil {
+		c.reclaimAll() // the gate is held: no request is under way
+	}
+	if err != nil || c.poison.Load() != nil {
+		return errors.Join(err, c.head.Close())
+	}
+	return c.head.CloseClean()
+}
+
+// Abandon closes the files and nothing else, as death would: what only memory holds is lost but for Pending.
+func (c *Chain) Abandon() error {
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var errs []error
+	for i := len(c.links) - 1; i >= 0; i-- {
+		errs = append(errs, c.links[i].Close())
+	}
+	return errors.Join(errs...)
+}
+
+// enter begins a request on [off, off+n): leave must follow unless it fails.
+func (c *Chain) enter(off, n int64) error {
+	c.gate.RLock()
+	err := c.alive()
+	if err == nil && (off < 0 || n < 0 || off > c.Size()-n) {
+		err = fault.New(fault.OutOfRange, "", "bytes %d..%d are not inside the disk of %d bytes", off, off+n, c.Size())
+	}
+	if err != nil {
+		c.gate.RUnlock()
+	}
+	return err
+}
+
+func (c *Chain) leave() { c.gate.RUnlock() }
+
+// alive needs the gate.
+func (c *Chain) alive() error {
+	if p := c.poison.Load(); p != nil {
+		return p
+	}
+	if c.closed {
+		return fault.New(fault.Precondition, "open it again", "the disk is closed")
+	}
+	return nil
+}
+
+// fail poisons the disk: from now on nothing about it is certain.
+func (c *Chain) fail(err error) error {
+	f := fault.New(fault.Poisoned, "detach the disk, check the datastore, and attach it again: it is checked then",
+		"disk %s: an earlier write or sync failed: %v", c.head.Name, err)
+	c.poison.CompareAndSwap(nil, f)
+	return fmt.Errorf("%w: %w", c.poison.Load(), err)
+}

@@ -1,0 +1,120 @@
+package chain
+
+import (
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+)
+
+// Discard implements block.Device. On a base, whole grains lose their place; in a child, where a missing grain would show
+// the parent, they keep it and become a hole of the file: readable for every program, and as small.
+func (c *Chain) Discard(off, n int64) error { return c.zero(off, n, true) }
+
+// WriteZeroes implements block.Device. Allocated grains keep their place.
+func (c *Chain) WriteZeroes(off, n int64) error { return c.zero(off, n, false) }
+
+func (c *Chain) zero(off, n int64, discard bool) error {
+	if err := c.enterWrite(off, n); err != nil {
+		return err
+	}
+	defer c.leave()
+	for n > 0 {
+		e := c.head.At(off)
+		k := min(n, e.End()-off)
+		var err error
+		switch e.Kind {
+		case vmdk.Zero:
+		case vmdk.Flat:
+			if err = c.beginExtent(e); err == nil {
+				var r vmdk.Run
+				if r, err = e.Run(off-e.Start, k); err == nil {
+					err = e.ZeroFile(r.Offset, r.Len, discard && !c.thick())
+				}
+			}
+		default:
+			err = c.zeroSparse(e, off-e.Start, k, discard)
+		}
+		if err != nil {
+			return fault.Wrap(err, "zero %d bytes at %d", k, off)
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}
+
+// zeroSparse makes [off, off+n) of a sparse extent read as zeros.
+func (c *Chain) zeroSparse(e *vmdk.Extent, off, n int64, discard bool) error {
+	for n > 0 {
+		r, err := e.Run(off, n)
+		if err != nil {
+			return err
+		}
+		k := r.Len
+		switch r.State {
+		case vmdk.Zeroed:
+		case vmdk.Allocated:
+			k, err = c.zeroAllocated(e, off, r, discard)
+		default:
+			k, err = c.zeroUnallocated(e, off, r.Len)
+		}
+		if err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}
+
+// zeroAllocated zeroes the start of a run of allocated grains and returns how much.
+func (c *Chain) zeroAllocated(e *vmdk.Extent, off int64, r vmdk.Run, discard bool) (int64, error) {
+	if err := c.beginExtent(e); err != nil {
+		return 0, err
+	}
+	gb := e.GrainBytes()
+	whole := func(from int64) int64 { // bytes of whole grains from here on; the extent's last grain may be short
+		end := off + r.Len
+		if end < e.Len {
+			end = end / gb * gb
+		}
+		return end - from
+	}
+	if !discard || off%gb != 0 || whole(off) <= 0 {
+		n := r.Len
+		if discard && off%gb != 0 {
+			n = min(n, gb-off%gb) // up to the next whole grain
+		}
+		return n, e.ZeroFile(r.Offset, n, discard)
+	}
+	n := min(whole(off), maxRun*gb)
+	zero, length := true, n
+	if len(c.links) > 1 {
+		var err error
+		if zero, length, err = c.zeroRun(len(c.links)-2, e.Start+off, n); err != nil {
+			return 0, err
+		}
+		if zero && length < n {
+			length = length / gb * gb
+			zero = length > 0
+		}
+		if !zero {
+			length = min(max((length+gb-1)/gb*gb, gb), n)
+			return length, e.ZeroFile(r.Offset, length, true)
+		}
+	}
+	g, count := off/gb, (length+gb-1)/gb
+	defer c.lockGrains(e, g, count)()
+	return length, c.publish(e, g, count, 0)
+}
+
+// zeroUnallocated makes the start of a run that shows the parent read as zeros and returns how much.
+func (c *Chain) zeroUnallocated(e *vmdk.Extent, off, n int64) (int64, error) {
+	zero, length, err := c.zeroRun(len(c.links)-2, e.Start+off, n)
+	if err != nil || zero {
+		return length, err
+	}
+	if err := c.beginExtent(e); err != nil {
+		return 0, err
+	}
+	return c.allocate(e, off, length, nil)
+}
+
+func (c *Chain) thick() bool { return c.o.Format != "" && c.o.Format != vmdk.Thin }

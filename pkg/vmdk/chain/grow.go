@@ -1,0 +1,54 @@
+package chain
+
+import (
+	"context"
+	"errors"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+)
+
+// Grow makes the disk size bytes large while it is in use. The new space is made beside the requests, which wait only
+// while the tables and the descriptor change. A disk that is as large already stays as it is. After an error the disk has
+// its old size, and Grow may be repeated.
+func (c *Chain) Grow(ctx context.Context, size int64) error {
+	return c.GrowWith(ctx, vmdk.GrowParams{Capacity: size, Format: c.o.Format, Resume: true})
+}
+
+// GrowWith is Grow with a choice of format and extent size.
+//
+//  1. Make the new space: behind the end of flat files, in new extents. Nobody sees it yet.
+//  2. With requests kept out: commit, so that a crash from here on has only the growth to explain.
+//  3. Growth.Commit, whose commit point is the descriptor.
+//  4. The new size is what requests see.
+func (c *Chain) GrowWith(ctx context.Context, p vmdk.GrowParams) error {
+	if c.o.ReadOnly {
+		return fault.New(fault.ReadOnly, "open it for writing", "disk %s is open read-only", c.head.Name)
+	}
+	c.growMu.Lock()
+	defer c.growMu.Unlock()
+	if p.Capacity <= c.Size() {
+		return nil
+	}
+	if err := c.enter(0, 0); err != nil {
+		return err
+	}
+	g, err := c.head.PrepareGrow(ctx, p)
+	c.leave()
+	if err != nil {
+		return err
+	}
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	if err := c.alive(); err != nil {
+		return errors.Join(err, g.Undo())
+	}
+	if err := c.commit(); err != nil {
+		return errors.Join(err, g.Undo())
+	}
+	if err := g.Commit(); err != nil {
+		return err
+	}
+	c.size.Store(c.head.Size())
+	return nil
+}

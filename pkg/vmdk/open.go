@@ -1,0 +1,338 @@
+package vmdk
+
+import (
+	"errors"
+	"io/fs"
+	"sort"
+	"strings"
+	"sync/atomic"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// Options of Open. The zero value reads, without locks, through the page cache.
+type Options struct {
+	ReadWrite bool
+	// Direct opens guest data past the page cache.
+	Direct bool
+	// Lock takes byte locks on every extent: LockWrite if ReadWrite, else LockRead; fault.InUse if somebody else holds them.
+	Lock bool
+	// Type, if set, is what the link must be; a manifest knows it. fault.Damaged otherwise.
+	Type Type
+	// ExtentNames, if set, are the names the extents must have; a manifest knows them.
+	ExtentNames []string
+}
+
+// Link is an open link. Its content belongs to package chain; the methods here change structure.
+type Link struct {
+	Name string
+
+	dir      fsx.Dir
+	desc     atomic.Pointer[Descriptor] // replaced, never changed
+	extents  []*Extent
+	o        Options
+	embedded bool
+	begun    bool
+}
+
+// Open opens the link whose descriptor is name. It is a descriptor text, or a sparse extent with an embedded descriptor
+// if and only if it begins with the sparse magic, which a guest cannot write; a flat file is never opened as one.
+// Extents are opened by the names in the descriptor, as single path elements of d.
+func Open(d fsx.Dir, name string, o Options) (*Link, error) {
+	desc, embedded, err := readDescriptor(d, name)
+	if err != nil {
+		return nil, err
+	}
+	l := &Link{Name: name, dir: d, o: o, embedded: embedded}
+	l.desc.Store(desc)
+	if err := l.checkOpenable(); err != nil {
+		return nil, fault.Wrap(err, "%s", name)
+	}
+	if err := l.openExtents(); err != nil {
+		return nil, errors.Join(fault.Wrap(err, "%s", name), l.closeFiles())
+	}
+	return l, nil
+}
+
+// readDescriptor reads the text of a link, stand-alone or embedded.
+func readDescriptor(d fsx.Dir, name string) (desc *Descriptor, embedded bool, err error) {
+	f, err := d.Open(name, fsx.ReadOnly)
+	if err != nil {
+		return nil, false, fault.Wrap(err, "descriptor %s", name)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	text, embedded, err := readDescriptorText(f)
+	if err != nil {
+		return nil, false, fault.Wrap(err, "%s", name)
+	}
+	desc, err = ParseDescriptor(text)
+	return desc, embedded, fault.Wrap(err, "%s", name)
+}
+
+func readDescriptorText(f fsx.File) ([]byte, bool, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, false, err
+	}
+	head := make([]byte, min(info.Size, SectorSize))
+	if err := readFull(f, head, 0); err != nil {
+		return nil, false, err
+	}
+	switch magicOf(head) {
+	case magicCOWD, magicSESparse:
+		_, err := decodeHeader(head)
+		return nil, true, err
+	case magicKDMV:
+		h, err := decodeHeader(head)
+		if err != nil {
+			return nil, true, err
+		}
+		if ds := h.defects(info.Size); len(ds) > 0 {
+			return nil, true, ds[0].err
+		}
+		if h.descOff == 0 || h.descSize == 0 {
+			return nil, true, fault.New(fault.Invalid, "open the descriptor file that names it", "it is an extent without a descriptor")
+		}
+		b := make([]byte, h.descSize*SectorSize)
+		if err := readFull(f, b, int64(h.descOff)*SectorSize); err != nil {
+			return nil, true, err
+		}
+		text, _, _ := strings.Cut(string(b), "\x00")
+		return []byte(text), true, nil
+	}
+	if info.Size > maxDescriptorBytes {
+		return nil, false, fault.New(fault.Damaged, "name the descriptor, not its data file", "%d bytes are too long for a descriptor, and it is no sparse extent", info.Size)
+	}
+	b := make([]byte, info.Size)
+	return b, false, readFull(f, b, 0)
+}
+
+func magicOf(b []byte) uint32 {
+	if len(b) < SectorSize {
+		return 0
+	}
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}
+
+// checkOpenable refuses what cannot be read or must not be written.
+func (l *Link) checkOpenable() error {
+	t := l.desc.Load().Type()
+	switch t {
+	case MonolithicFlat, TwoGbMaxExtentFlat, MonolithicSparse, TwoGbMaxExtentSparse, vmfsFlat, "custom":
+	default:
+		return unsupportedType("createType", string(t))
+	}
+	if l.o.Type != "" && t != l.o.Type {
+		return fault.New(fault.Damaged, "restore the descriptor", "its type is %s, its manifest says %s", t, l.o.Type)
+	}
+	for _, k := range []string{"encryptionKeys", "encryption.keySafe", "encryption.data"} {
+		if _, ok := l.desc.Load().Get(k); ok {
+			return fault.New(fault.Unsupported, "decrypt the disk with the product that made it", "the disk is encrypted (%s)", k)
+		}
+	}
+	if v, _ := l.desc.Load().Get("isNativeSnapshot"); strings.EqualFold(v, "yes") {
+		return unsupportedType("isNativeSnapshot", v)
+	}
+	if !l.o.ReadWrite {
+		return nil
+	}
+	for _, k := range []string{"digestFilename", "objectParentUri", "nativeDeltaBytes"} {
+		if _, ok := l.desc.Load().Get(k); ok {
+			return fault.New(fault.Unsupported, "open it read-only, or convert it", "a write would invalidate its %s", k)
+		}
+	}
+	return nil
+}
+
+func (l *Link) openExtents() error {
+	lines := l.desc.Load().Extents()
+	if l.embedded && len(lines) != 1 {
+		return fault.New(fault.Damaged, "", "an embedded descriptor names %d extents, not 1", len(lines))
+	}
+	if l.o.ExtentNames != nil && len(l.o.ExtentNames) != len(lines) {
+		return fault.New(fault.Damaged, "restore the descriptor", "it names %d extents, its manifest %d", len(lines), len(l.o.ExtentNames))
+	}
+	seen := map[string]bool{l.Name: true}
+	var start int64
+	for i, x := range lines {
+		if l.embedded {
+			x.Name = l.Name // renamed and streamed images carry stale names
+		} else if x.Name != "" {
+			if seen[x.Name] {
+				return fault.New(fault.Damaged, "", "extent %d names %q, which is in use already", i, clip(x.Name))
+			}
+			seen[x.Name] = true
+		}
+		if l.o.ExtentNames != nil && x.Name != l.o.ExtentNames[i] {
+			return fault.New(fault.Damaged, "restore the descriptor", "extent %d is named %q, its manifest says %q", i, clip(x.Name), l.o.ExtentNames[i])
+		}
+		e := &Extent{Index: i, Name: x.Name, Start: start, Len: x.Sectors * SectorSize}
+		start = e.End()
+		l.extents = append(l.extents, e)
+		if err := l.openExtent(e, x); err != nil {
+			return fault.Wrap(err, "extent %d", i)
+		}
+	}
+	if start == 0 {
+		return fault.New(fault.Damaged, "", "the extents are empty")
+	}
+	return nil
+}
+
+func (l *Link) openExtent(e *Extent, x ExtentLine) error {
+	if x.Access == "NOACCESS" || x.Type == "ZERO" {
+		e.Kind = Zero
+		return nil
+	}
+	switch x.Type {
+	case "FLAT", "VMFS":
+		e.Kind = Flat
+	case "SPARSE":
+		e.Kind = Sparse
+	default:
+		return unsupportedType("extent type", x.Type)
+	}
+	if e.Kind == Flat && l.desc.Load().IsChild() {
+		return fault.New(fault.Damaged, "", "a child link has a flat extent")
+	}
+	if strings.ContainsAny(x.Name, `/\`) || x.Name == "" || x.Name == "." || x.Name == ".." {
+		return fault.New(fault.Invalid, "put the extent beside its descriptor and correct the name", "%q is not a file name of the descriptor's directory", clip(x.Name))
+	}
+	if x.Access == "RDONLY" && l.o.ReadWrite {
+		return fault.New(fault.ReadOnly, "open it read-only, or convert it", "%q is marked RDONLY", clip(x.Name))
+	}
+	e.writable = l.o.ReadWrite
+	e.unsynced.Store(true) // what an earlier process wrote may not be durable yet
+	flag := fsx.ReadOnly
+	if e.writable {
+		flag = fsx.ReadWrite
+	}
+	direct := flag
+	if l.o.Direct {
+		direct |= fsx.Direct
+	}
+	var err error
+	if e.data, err = l.dir.Open(x.Name, direct); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return fault.New(fault.Damaged, "restore the file", "%s is missing: %w", x.Name, err)
+		}
+		return err
+	}
+	if l.o.Lock {
+		mode := fsx.LockRead
+		if e.writable {
+			mode = fsx.LockWrite
+		}
+		if err := e.lock(mode); err != nil {
+			return err
+		}
+	}
+	info, err := e.data.Stat()
+	if err != nil {
+		return err
+	}
+	if e.Kind == Flat {
+		e.base = x.Offset * SectorSize
+		if info.Size < e.base+e.Len {
+			return fault.New(fault.Damaged, "restore the file, it was cut off", "%s has %d bytes, its descriptor needs %d", x.Name, info.Size, e.base+e.Len)
+		}
+		return nil
+	}
+	return e.openTables(l.dir, x, flag, info.Size)
+}
+
+func (e *Extent) openTables(d fsx.Dir, x ExtentLine, flag fsx.Flag, size int64) error {
+	f, err := d.Open(x.Name, flag)
+	if err != nil {
+		return err
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			_ = f.Close() // the first error is the one to report
+		}
+	}()
+	sector := make([]byte, SectorSize)
+	if err := readFull(f, sector, 0); err != nil {
+		return fault.Wrap(err, "%s: header", x.Name)
+	}
+	h, err := decodeHeader(sector)
+	if err != nil {
+		return fault.Wrap(err, "%s", x.Name)
+	}
+	if ds := h.defects(size); len(ds) > 0 {
+		return fault.Wrap(ds[0].err, "%s", x.Name)
+	}
+	// A header that promises more than the line is a growth that was cut off before the descriptor: the line rules.
+	if int64(h.capacity) < x.Sectors {
+		return fault.New(fault.Damaged, "run vmdkctl check", "%s maps %d sectors, its descriptor says %d", x.Name, h.capacity, x.Sectors)
+	}
+	if h.version == 3 && e.writable {
+		return fault.New(fault.Unsupported, "convert it", "%s: writing sparse version 3 is not supported", x.Name)
+	}
+	e.sp, err = openSparse(x.Name, f, h, x.Sectors, size, e.writable)
+	ok = err == nil
+	return err
+}
+
+// Close closes the files. Dirty tables are lost: CloseClean first.
+func (l *Link) Close() error { return l.closeFiles() }
+
+func (l *Link) closeFiles() error {
+	var errs []error
+	for _, e := range l.extents {
+		errs = append(errs, e.close())
+	}
+	return fault.Wrap(errors.Join(errs...), "close %s", l.Name)
+}
+
+// Descriptor is a copy of the link's descriptor.
+func (l *Link) Descriptor() *Descriptor { return l.desc.Load().Clone() }
+
+// Extents are the open extents in the order of the disk.
+func (l *Link) Extents() []*Extent { return l.extents }
+
+// Size is the capacity in bytes.
+func (l *Link) Size() int64 { return l.extents[len(l.extents)-1].End() }
+
+// At is the extent that holds byte off of the disk, 0 <= off < Size.
+func (l *Link) At(off int64) *Extent {
+	return l.extents[sort.Search(len(l.extents), func(i int) bool { return off < l.extents[i].End() })]
+}
+
+// Embedded tells that descriptor and extent are one file.
+func (l *Link) Embedded() bool { return l.embedded }
+
+// Unclean tells that some extent was not closed cleanly by whoever wrote it last.
+func (l *Link) Unclean() bool {
+	for _, e := range l.extents {
+		if e.sp != nil && e.sp.h.unclean {
+			return true
+		}
+	}
+	return false
+}
+
+// Inodes identify the files of the link: the extents, and the descriptor if it stands alone.
+func (l *Link) Inodes() ([]fsx.Info, error) {
+	var out []fsx.Info
+	if !l.embedded {
+		i, err := l.dir.Stat(l.Name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	for _, e := range l.extents {
+		if e.data == nil {
+			continue
+		}
+		i, err := e.inode()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
