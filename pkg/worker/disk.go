@@ -2,12 +2,12 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"sync/atomic"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/block"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
@@ -23,10 +23,12 @@ type Disk interface {
 // OpenRequest is what an Opener opens.
 type OpenRequest struct {
 	ID       string
-	Dir      fsx.Dir         // the disk's directory; the disk closes it
-	Links    json.RawMessage // Spec.Links
+	Dir      fsx.Dir // the disk's directory; open as long as the disk is
+	Links    []chain.Ref
 	ReadOnly bool
-	Pending  chain.Pending // nil if read-only
+	// Format says how a flat disk holds its space: a thick one keeps it when the guest discards.
+	Format  vmdk.Format
+	Pending chain.Pending // nil if read-only
 	// Takeover: the disk was served by a process that died, on this run of the machine. What it wrote is as it left it;
 	// Pending has what it acknowledged beyond that.
 	Takeover bool
@@ -34,6 +36,18 @@ type OpenRequest struct {
 
 // Opener opens a disk.
 type Opener func(ctx context.Context, r OpenRequest) (Disk, error)
+
+// OpenChain is the Opener of a real worker. Data goes past the page cache and the extents are locked, as qemu does it.
+func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
+	links := append([]chain.Ref(nil), r.Links...)
+	if r.Takeover && len(links) > 0 {
+		// The predecessor may have died while it grew the head: the descriptor says how far it came, and who asked for
+		// the growth asks again.
+		links[len(links)-1].Size = 0
+	}
+	return chain.Open(r.Dir, links, chain.Options{ReadOnly: r.ReadOnly, Direct: true, Pending: r.Pending,
+		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: true})
+}
 
 // guard keeps a failed sync in the table before anybody hears of it.
 type guard struct {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // Phase is where a served disk is.
@@ -91,6 +92,19 @@ func (h *Handle) Grow(ctx context.Context, size int64) (int64, error) {
 	defer h.mu.Unlock()
 	h.state.Size = b.Size
 	return b.Size, nil
+}
+
+// SetLinks changes what the next worker opens, after the chain's files or recorded sizes changed.
+func (h *Handle) SetLinks(links []chain.Ref) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.spec.Links = append([]chain.Ref(nil), links...)
+}
+
+func (h *Handle) config() config {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly, Format: h.spec.Format}
 }
 
 // Flush makes what was acknowledged durable.
@@ -271,7 +285,7 @@ func (h *Handle) once() (served time.Duration, err error) {
 		_ = c.cmd.Process.Kill()
 	}
 	// A send that fails means a worker that died: receive says so.
-	_ = c.ctl.send(opConfig, 0, config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly}, nil)
+	_ = c.ctl.send(opConfig, 0, h.config(), nil)
 	var failure *fault.Fault
 	var since time.Time
 	reading := make(chan struct{})

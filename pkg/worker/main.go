@@ -23,7 +23,7 @@ import (
 // Params is what Main works with.
 type Params struct {
 	Files     Files
-	Open      Opener
+	Open      Opener // nil: OpenChain
 	NewServer func(dev *os.File, log *slog.Logger) export.Server
 	Log       *slog.Logger // nil: silent
 	// NoWalls leaves Landlock, seccomp and capabilities alone: for a Main that shares its process with something else.
@@ -55,6 +55,9 @@ const configDeadline = 30 * time.Second
 func Main(ctx context.Context, p Params) error {
 	if p.Log == nil {
 		p.Log = slog.New(slog.DiscardHandler)
+	}
+	if p.Open == nil {
+		p.Open = OpenChain
 	}
 	runtime.GOMAXPROCS(max(procs, runtime.NumCPU()))
 	ctl, err := newLink(p.Files.Control)
@@ -106,7 +109,12 @@ func (w *process) run(ctx context.Context) error {
 	}
 	started := ready{Generation: w.table.Begin(), Takeover: w.table.Served(), Pending: w.table.Len(),
 		Poisoned: w.table.Poisoned(), Walls: w.walls}
-	if err := w.open(ctx, started); err != nil {
+	dir, err := w.dir()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := w.open(ctx, dir, started); err != nil {
 		return err
 	}
 	started.Size = w.disk.Size()
@@ -126,27 +134,23 @@ func (w *process) configure() error {
 	return json.Unmarshal(fr.Body, &w.cfg)
 }
 
-func (w *process) open(ctx context.Context, started ready) error {
-	dir, err := w.dir()
-	if err != nil {
-		return err
-	}
+func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
 	if started.Takeover && !w.cfg.ReadOnly {
 		if err := settle(dir); err != nil {
-			return errors.Join(err, dir.Close())
+			return err
 		}
 	}
-	req := OpenRequest{ID: w.cfg.ID, Dir: dir, Links: w.cfg.Links, ReadOnly: w.cfg.ReadOnly, Takeover: started.Takeover}
+	req := OpenRequest{ID: w.cfg.ID, Dir: dir, Links: w.cfg.Links, ReadOnly: w.cfg.ReadOnly,
+		Format: w.cfg.Format, Takeover: started.Takeover}
 	if !req.ReadOnly {
 		req.Pending = w.table
 	}
 	d, err := w.p.Open(ctx, req)
 	switch {
 	case err != nil && !started.Poisoned:
-		return errors.Join(fault.Wrap(err, "open disk %s", w.cfg.ID), dir.Close())
+		return fault.Wrap(err, "open disk %s", w.cfg.ID)
 	case err != nil: // nothing of a poisoned disk is served but errors; they need no disk
 		d = noDisk{}
-		_ = dir.Close()
 	}
 	w.disk = &guard{Disk: d, poison: w.poison}
 	w.disk.poisoned.Store(started.Poisoned)

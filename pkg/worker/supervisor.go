@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // Options are a Supervisor's. The zero value runs the own program with the argument "disk".
@@ -30,11 +31,13 @@ type Device struct {
 
 // Spec is a disk to serve.
 type Spec struct {
-	ID       string          // names the disk's file in its session
-	Dir      *os.File        // the disk's directory
-	Links    json.RawMessage // what the worker's Opener opens
+	ID       string      // names the disk's file in its session
+	Dir      *os.File    // the disk's directory; the Supervisor duplicates it
+	Links    []chain.Ref // base first
 	Device   Device
 	ReadOnly bool
+	// Format says how a flat disk holds its space: a thick one keeps it when the guest discards.
+	Format vmdk.Format
 }
 
 // Supervisor runs the workers of one hostd.

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // The control protocol: one JSON frame per SOCK_SEQPACKET message. The supervisor sends config once, then requests with
@@ -40,9 +42,10 @@ const (
 
 // config is what a worker is told.
 type config struct {
-	ID       string          `json:"id"`
-	Links    json.RawMessage `json:"links"`
-	ReadOnly bool            `json:"readOnly,omitempty"`
+	ID       string      `json:"id"`
+	Links    []chain.Ref `json:"links"`
+	ReadOnly bool        `json:"readOnly,omitempty"`
+	Format   vmdk.Format `json:"format"`
 }
 
 // ready is what a worker tells when it is about to serve.

@@ -11,7 +11,6 @@ import (
 
 // rawDisk is the plainest disk there is: one file. It shows what the data path does without a format in it.
 type rawDisk struct {
-	dir  fsx.Dir
 	file fsx.File
 	size int64
 }
@@ -32,7 +31,7 @@ func openRaw(_ context.Context, r worker.OpenRequest) (worker.Disk, error) {
 		f.Close()
 		return nil, err
 	}
-	return &rawDisk{dir: r.Dir, file: f, size: st.Size}, nil
+	return &rawDisk{file: f, size: st.Size}, nil
 }
 
 func (d *rawDisk) inside(off, n int64) error {
@@ -67,9 +66,5 @@ func (d *rawDisk) WriteZeroes(off, n int64) error        { return d.file.Zero(of
 func (d *rawDisk) Size() int64                           { return d.size }
 func (d *rawDisk) Grow(_ context.Context, n int64) error { d.size = n; return d.file.Truncate(n) }
 func (d *rawDisk) Close() error {
-	err := d.file.Close()
-	if derr := d.dir.Close(); err == nil {
-		err = derr
-	}
-	return err
+	return d.file.Close()
 }

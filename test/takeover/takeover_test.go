@@ -15,6 +15,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/export"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker/table"
 )
@@ -65,7 +66,7 @@ type rig struct {
 	name   string
 }
 
-func newRig(t *testing.T, opener, dir string, links []byte, readOnly bool) *rig {
+func newRig(t *testing.T, opener, dir string, links []chain.Ref, readOnly bool) *rig {
 	t.Helper()
 	r := &rig{name: fmt.Sprintf("vmdk-takeover-%d-%d", os.Getpid(), time.Now().UnixNano())}
 	s, err := fuse.NewSession(r.name)
