@@ -71,7 +71,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand())
+	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.convertCommand())
 	add("", a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
 }

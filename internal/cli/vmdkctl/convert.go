@@ -1,0 +1,186 @@
+package vmdkctl
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/cli"
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+)
+
+// Image formats that convert reads and writes.
+const (
+	rawImage  = "raw"
+	vmdkImage = "vmdk"
+)
+
+// Conversion is what one run of convert does.
+type conversion struct {
+	from, to string // paths
+	fromFmt  string
+	toFmt    string
+	shape    shape
+	dryRun   bool
+}
+
+// Converted is its answer.
+type converted struct {
+	Source      string  `json:"source"`
+	Destination string  `json:"destination"`
+	Format      string  `json:"format"`
+	Type        string  `json:"type,omitempty"`
+	Capacity    int64   `json:"capacity"`  // bytes
+	Data        int64   `json:"data"`      // bytes of the source that are not known to be zeros
+	Written     int64   `json:"written"`   // bytes that were not zeros
+	Allocated   int64   `json:"allocated"` // bytes that the destination uses
+	Seconds     float64 `json:"seconds"`
+	DryRun      bool    `json:"dryRun,omitempty"`
+}
+
+func (a *app) convertCommand() *cobra.Command {
+	var v conversion
+	c := &cobra.Command{
+		Use:   "convert SOURCE DESTINATION",
+		Short: "Convert between raw images and VMDK disks",
+		Long: `Copy a disk's content into a new disk or raw image. What ends in .vmdk is a VMDK (all links of its chain become one), anything
+else is raw; --from and --to say it explicitly. A raw SOURCE may be a block device. Holes stay holes, and blocks of zeros
+become holes unless --format asks for space.
+
+DESTINATION must not exist. It is built beside its place under a hidden name, made durable, and gets its name last: an
+interrupted run, or one that finds no space, leaves nothing. The source is locked against writers while it is read.`,
+		Example: "  vmdkctl convert disk.vmdk disk.raw\n  vmdkctl convert /dev/sdb disk.vmdk --type twoGbMaxExtentSparse\n" +
+			"  vmdkctl convert --datastore /var/lib/vmdk-csi/default pvc-4711 backup.raw",
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			v.from, v.to = args[0], args[1]
+			return a.convert(c.Context(), v)
+		},
+	}
+	c.Flags().StringVar(&v.fromFmt, "from", "", "format of SOURCE: raw or vmdk (default: by its name)")
+	c.Flags().StringVar(&v.toFmt, "to", "", "format of DESTINATION: raw or vmdk (default: by its name)")
+	c.Flags().BoolVar(&v.dryRun, "dry-run", false, "say what would be made, make nothing")
+	v.shape.flags(c)
+	must(c.RegisterFlagCompletionFunc("from", fixed(rawImage, vmdkImage)))
+	must(c.RegisterFlagCompletionFunc("to", fixed(rawImage, vmdkImage)))
+	return c
+}
+
+// ImageFormat is the format asked for, or the one that a name stands for; content is never probed, because the guest
+// writes the content of a raw image.
+func imageFormat(asked, path string, volume bool) (string, error) {
+	switch {
+	case asked == rawImage || asked == vmdkImage:
+		return asked, nil
+	case asked != "":
+		return "", cli.Usage{Err: fault.New(fault.Invalid, "Use raw or vmdk.", "unknown image format %q", asked)}
+	case volume || strings.HasSuffix(path, ".vmdk"):
+		return vmdkImage, nil
+	}
+	return rawImage, nil
+}
+
+func (a *app) convert(ctx context.Context, v conversion) (err error) {
+	if v.fromFmt, err = imageFormat(v.fromFmt, v.from, a.datastore != ""); err != nil {
+		return err
+	}
+	if v.toFmt, err = imageFormat(v.toFmt, v.to, false); err != nil {
+		return err
+	}
+	if v.toFmt == rawImage && v.shape.format != string(vmdk.Thin) {
+		return cli.Usage{Err: fault.New(fault.Invalid, "Leave --format out.", "a raw image is always thin")}
+	}
+	src, err := a.openSource(v)
+	if err != nil {
+		return fault.Wrap(err, "source %s", v.from)
+	}
+	defer src.Close()
+	done := converted{Source: v.from, Destination: v.to, Format: v.toFmt, Capacity: src.Size(), DryRun: v.dryRun}
+	if v.toFmt == vmdkImage {
+		done.Type = v.shape.diskType
+		done.Capacity = (src.Size() + vmdk.SectorSize - 1) / vmdk.SectorSize * vmdk.SectorSize
+	}
+	if done.Data, err = dataBytes(ctx, src); err != nil {
+		return fault.Wrap(err, "source %s", v.from)
+	}
+	if !v.dryRun {
+		if err := a.build(ctx, src, v, &done); err != nil {
+			return err
+		}
+	}
+	return a.format.Write(a.out, done, func(w io.Writer) error { return writeConverted(w, done) })
+}
+
+func (a *app) openSource(v conversion) (source, error) {
+	if v.fromFmt == rawImage {
+		return openRaw(v.from)
+	}
+	f, err := a.find(v.from)
+	if err != nil {
+		return nil, err
+	}
+	return openChain(f)
+}
+
+// Build makes the destination. Protocol:
+//
+//  1. make a hidden directory beside the destination        a crash from here on leaves it; the next run for this
+//     name removes it, since nobody holds its lock
+//  2. make the files in it, copy, sync, close
+//  3. link every file but the one that is named to its place
+//  4. link that one: this is the commit                     a crash between 3 and 4 leaves extents without a descriptor
+//  5. remove the hidden directory
+//
+// What a failed run linked it removes again; what was there before makes step 3 or 4 fail and is never touched.
+func (a *app) build(ctx context.Context, src source, v conversion, done *converted) (err error) {
+	d, err := fsx.OpenRoot(filepath.Dir(v.to))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	name := filepath.Base(v.to)
+	if err := absent(d, name, v.to); err != nil {
+		return err
+	}
+	p, err := newPartial(d, name)
+	if err != nil {
+		return fault.Wrap(err, "destination %s", v.to)
+	}
+	defer p.remove()
+	out, err := openSink(ctx, p.dir, name, v, done.Capacity)
+	if err != nil {
+		return fault.Wrap(err, "destination %s", v.to)
+	}
+	progress := cli.NewProgress(a.err, "convert", done.Data)
+	done.Written, err = copyData(ctx, out, src, progress.Add)
+	progress.Done()
+	if cerr := out.finish(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		done.Allocated, err = p.publish(name)
+	}
+	done.Seconds = progress.Elapsed().Seconds()
+	return fault.Wrap(err, "destination %s", v.to)
+}
+
+func writeConverted(w io.Writer, c converted) error {
+	what := c.Format
+	if c.Type != "" {
+		what = c.Type
+	}
+	if c.DryRun {
+		_, err := fmt.Fprintf(w, "Would convert %s to %s: %s, %s with %s of data\n", cli.Printable(c.Source), cli.Printable(c.Destination),
+			what, cli.FormatSize(c.Capacity), cli.FormatSize(c.Data))
+		return err
+	}
+	_, err := fmt.Fprintf(w, "Converted %s to %s: %s, %s, %s allocated\n", cli.Printable(c.Source), cli.Printable(c.Destination),
+		what, cli.FormatSize(c.Capacity), cli.FormatSize(c.Allocated))
+	return err
+}
