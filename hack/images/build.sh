@@ -11,6 +11,7 @@
 #   csi-sidecars                        the Kubernetes CSI sidecars under registry.k8s.io/sig-storage
 #
 # VERSION (default dev) is the tag of the project's images. Files: ${VMDK_CSI_CACHE:-/var/cache/vmdk-csi}/images/NAME-KEY/.
+# shellcheck disable=SC2317 # functions called by name
 set -euo pipefail
 # shellcheck source=hack/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
@@ -83,8 +84,8 @@ program_archive() { # DIRECTORY NAME
 image() {
   local sort=$1 name=$2 dir
   shift 2
-  dir=$CACHE_DIR/images/$name-$(hash_of "=$VERSION $REGISTRY" "=$(declare -f "make_${sort}_image" program_tree program_archive)" \
-    "=${NODE_PROGRAMS[*]}" "$HACK_DIR/lib/image.sh" "$HACK_DIR/images/sync" "$@")
+  dir=$CACHE_DIR/images/$name-$(hash_of "=$VERSION $REGISTRY" "=${NODE_PROGRAMS[*]}" "$HACK_DIR/images/sync" \
+    "=$(declare -f "make_${sort}_image" program_tree program_archive image_archive copy_programs busybox_tree)" "$@")
   if [ ! -d "$dir" ]; then
     step "image $name"
     cache_fill "$dir" fill_image "$sort" "$name"

@@ -7,7 +7,9 @@ NODE_IMAGE_GROUPS=(etcd k8s kind runtime)
 node_image_path() {
   local g inputs=()
   for g in "${NODE_IMAGE_GROUPS[@]}"; do inputs+=("=$("$HACK_DIR/tools/build.sh" --path "$g")"); done
-  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" "$KIND_DIR/node-image.sh" "$HACK_DIR/lib/image.sh")"
+  # Functions, not files: a changed comment must not cost everybody's cluster.
+  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" \
+    "=$(declare -f node_image_fill node_root node_control_plane_images node_import_images image_archive copy_programs)")"
 }
 node_image_name() { printf 'vmdk-csi/node:%s\n' "$(basename "$(node_image_path)" | sed 's/^node-image-//')"; }
 

@@ -43,7 +43,8 @@ copy_programs() {
     done
 }
 
-# busybox_tree ROOTFS DESTINATION: Debian's static busybox with its applets, dash as sh and our own sync.
+# busybox_tree ROOTFS DESTINATION: Debian's static busybox with its applets, dash as sh and our own sync. Its wget and nc crash
+# when they are given a name to look up (a static glibc); nslookup works, and they take addresses.
 busybox_tree() {
   local rootfs=$1 to=$2 applet
   # busybox's shell runs its built-in sync whatever is in PATH, and that one flushes every file system of the machine; hence dash.
@@ -56,5 +57,7 @@ busybox_tree() {
   ln -sf dash "$to/usr/bin/sh"
   printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$to/etc/passwd"
   printf 'root:x:0:\nnogroup:x:65534:\n' >"$to/etc/group"
-  echo 'hosts: files dns' >"$to/etc/nsswitch.conf"
+  # Every database by name: glibc's defaults name modules to load (nss_db), and in a static program that ends in a crash.
+  printf '%s: files\n' passwd group shadow services protocols networks ethers rpc >"$to/etc/nsswitch.conf"
+  echo 'hosts: files dns' >>"$to/etc/nsswitch.conf"
 }

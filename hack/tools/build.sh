@@ -7,6 +7,7 @@
 # Groups: etcd k8s kind runtime helm sidecars lint. Their modules are the directories beside this script: go.mod and go.sum
 # are committed, so every machine builds the same sources. Results go to ${VMDK_CSI_CACHE:-/var/cache/vmdk-csi}/bin/GROUP-KEY;
 # the key is a hash of the modules, the flags and the Go version, and a group that is there is not built again.
+# shellcheck disable=SC2317,SC2086 # functions called by name; module paths without blanks
 set -euo pipefail
 # shellcheck source=hack/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
