@@ -85,10 +85,8 @@ func checkFresh(d block.Device) error {
 	if n, err := d.ReadAt(p, 0); n != len(p) || err != nil && err != io.EOF {
 		return fmt.Errorf("read all: %d, %v", n, err)
 	}
-	for i, b := range p {
-		if b != 0 {
-			return fmt.Errorf("a fresh device reads %#x at %d", b, i)
-		}
+	if i := bytes.IndexFunc(p, func(r rune) bool { return r != 0 }); i >= 0 {
+		return fmt.Errorf("a fresh device reads %#x at %d", p[i], i)
 	}
 	return nil
 }
@@ -132,6 +130,9 @@ func reads(d block.Device, off int64, want []byte) error {
 	p := make([]byte, len(want))
 	if n, err := d.ReadAt(p, off); n != len(p) || err != nil && err != io.EOF {
 		return fmt.Errorf("read %d bytes at %d: %d, %v", len(p), off, n, err)
+	}
+	if bytes.Equal(p, want) {
+		return nil
 	}
 	for i := range p {
 		if p[i] != want[i] {
