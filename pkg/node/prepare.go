@@ -1,0 +1,96 @@
+package node
+
+import (
+	"context"
+	"os"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/stage"
+)
+
+// EnsureMounted mounts what is on dev at the staging path, after making what is missing.
+func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device) error {
+	v := rec.Volume
+	device, err := s.contentDevice(v, dev)
+	if err != nil {
+		return err
+	}
+	s.step("partitioned")
+	m, mounted, err := s.Mounts.At(v.StagingPath)
+	switch {
+	case err != nil:
+		return err
+	case mounted && m.Source == device:
+		return nil
+	case mounted:
+		return fault.New(fault.Precondition, "unmount it", "%s at %s is mounted where volume %s is to be staged",
+			m.Source, v.StagingPath, v.ID)
+	}
+	if err := s.ensureFormatted(ctx, rec, device); err != nil {
+		return err
+	}
+	s.step("formatted")
+	if !v.ReadOnly {
+		if err := s.FileSystems.Repair(ctx, device, v.FSType); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(v.StagingPath, 0o750); err != nil {
+		return fault.Wrap(err, "make the staging directory")
+	}
+	options := v.Options
+	if v.ReadOnly {
+		options = append([]string{"ro"}, options...)
+	}
+	return s.Mounts.Mount(device, v.StagingPath, v.FSType, options)
+}
+
+// ContentDevice is the device the file system is on: the disk's or its partition's.
+func (s *Service) contentDevice(v stage.Volume, dev Device) (string, error) {
+	if v.Partition != stage.PartitionGPT {
+		return dev.Path, nil
+	}
+	start, length, err := s.Partitions.Ensure(dev.Path, v.ReadOnly)
+	if err != nil {
+		return "", fault.Wrap(err, "find the partition of volume %s", v.ID)
+	}
+	s.step("table")
+	return s.Devices.Partition(dev, start, length)
+}
+
+// EnsureFormatted makes the file system on a device that holds nothing. The record says so first, so that the half-made
+// file system of a killed mkfs is known to be nobody's data.
+func (s *Service) ensureFormatted(ctx context.Context, rec *record, device string) error {
+	v := rec.Volume
+	there, err := s.FileSystems.Probe(device)
+	if err != nil {
+		return fault.Wrap(err, "look at what is on volume %s", v.ID)
+	}
+	switch {
+	case there == v.FSType && !rec.Formatting:
+		return nil
+	case there != "" && !rec.Formatting && there != v.FSType:
+		what := "a file system of type " + there
+		if there == Unknown {
+			what = "data that is no file system"
+		}
+		return fault.New(fault.Precondition, "use a StorageClass with the type of what is there, or volumeMode Block to reach the data; "+
+			"a disk that holds anything is never formatted", "volume %s is to be mounted as %s and holds %s", v.ID, v.FSType, what)
+	case v.ReadOnly:
+		return fault.New(fault.Precondition, "write it first, through a ReadWriteOnce claim",
+			"volume %s is empty and to be mounted read-only", v.ID)
+	}
+	if !rec.Formatting {
+		rec.Formatting = true
+		if err := s.journal.save(rec); err != nil {
+			return err
+		}
+	}
+	s.step("formatting")
+	if err := s.FileSystems.Make(ctx, device, v.FSType); err != nil {
+		return err
+	}
+	s.step("made")
+	rec.Formatting = false
+	return s.journal.save(rec)
+}
