@@ -10,7 +10,6 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx/fsxtest"
-	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
@@ -108,8 +107,9 @@ func TestFromFD(t *testing.T) {
 	if _, err := fsx.FromFD(int(file.Fd())); !errors.Is(err, fault.Invalid) {
 		t.Errorf("FromFD of a file: %v", err)
 	}
-	if _, err := fsx.Descriptor(sim.New(sim.Options{}).Root()); !errors.Is(err, fault.Unsupported) {
-		t.Errorf("Descriptor of a sim directory: %v", err)
+	other := struct{ fsx.Dir }{d}
+	if _, err := fsx.Descriptor(other); !errors.Is(err, fault.Unsupported) {
+		t.Errorf("Descriptor of a directory without one: %v", err)
 	}
 }
 

@@ -62,9 +62,13 @@ func FromFD(fd int) (Dir, error) {
 }
 
 // Descriptor duplicates the descriptor of a directory that OpenRoot, FromFD or their Sub opened, to hand it to
-// another process. The caller closes it.
+// another process. The caller closes it. Another implementation of Dir may bring a Descriptor method of its own.
 func Descriptor(d Dir) (*os.File, error) {
-	od, ok := Unwrap(d).(*osDir)
+	d = Unwrap(d)
+	if o, ok := d.(interface{ Descriptor() (*os.File, error) }); ok {
+		return o.Descriptor()
+	}
+	od, ok := d.(*osDir)
 	if !ok {
 		return nil, fault.New(fault.Unsupported, "", "a %T has no file descriptor", d)
 	}

@@ -16,7 +16,10 @@ const exhaustive = 10
 // it, points at which a promise was made (Mark) all subsets again. At most limit states per point: every subset if that
 // is enough for up to ten unsynced operations, else a sample that always holds none, all, each one alone and all but
 // one as far as limit allows; writes of several sectors are torn besides. The same log and seed give the same states.
-func (s *FS) Crashes(limit int, seed int64) iter.Seq[*FS] {
+func (s *FS) Crashes(limit int, seed int64) iter.Seq[*FS] { return s.CrashesFrom(0, limit, seed) }
+
+// CrashesFrom is Crashes without the points before position from of the log (see Position).
+func (s *FS) CrashesFrom(from, limit int, seed int64) iter.Seq[*FS] {
 	s.mu.Lock()
 	log, base, opts := slices.Clone(s.log), s.base, s.opts
 	s.mu.Unlock()
@@ -28,15 +31,23 @@ func (s *FS) Crashes(limit int, seed int64) iter.Seq[*FS] {
 			opts: opts, durable: base.clone(), limit: max(limit, 2), seed: seed, yield: yield,
 			rng: rand.New(rand.NewPCG(uint64(seed), 0x766d646b)),
 		}
-		if !r.emit(nil, -1, "") {
+		if from == 0 && !r.emit(nil, -1, "") {
 			return
 		}
-		for _, op := range log {
+		for i, op := range log {
+			r.quiet = i < from
 			if !r.next(op) {
 				return
 			}
 		}
 	}
+}
+
+// Position is the length of the log, events included.
+func (s *FS) Position() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.log)
 }
 
 // Cut says which state of which crash this file system is.
@@ -55,6 +66,7 @@ type replay struct {
 	limit   int
 	seed    int64
 	rng     *rand.Rand
+	quiet   bool // this point is not asked for
 	yield   func(*FS) bool
 }
 
@@ -103,6 +115,9 @@ func (r *replay) sync(op *Op) {
 
 // subsets emits states of the present point; with newest only those that hold the last pending operation.
 func (r *replay) subsets(newest bool) bool {
+	if r.quiet {
+		return true
+	}
 	k := len(r.pending)
 	free := k
 	if newest {

@@ -339,6 +339,25 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
+// TestCrashesFrom: the points before a position are left out, their effects are not.
+func TestCrashesFrom(t *testing.T) {
+	fs := sim.New(sim.Options{})
+	write(t, create(t, fs.Root(), "f"), "...", 0)
+	fs.Record()
+	f := create(t, fs.Root(), "f")
+	write(t, f, "a", 0)
+	must(t, f.Datasync())
+	from := fs.Position()
+	write(t, f, "b", 1)
+	var got []string
+	for c := range fs.CrashesFrom(from, 64, 1) {
+		got = append(got, content(c.Root(), "f"))
+	}
+	if fmt.Sprint(got) != "[ab.]" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // TestSparseIsCheap: crash states of a large disk cost what was written, not its size.
 func TestSparseIsCheap(t *testing.T) {
 	fs := sim.New(sim.Options{})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -329,6 +330,10 @@ func (d *dir) Space() (total, free int64, err error) {
 	defer d.fs.mu.Unlock()
 	return d.fs.opts.Capacity, d.fs.opts.Capacity - d.fs.used*pageSize, nil
 }
+
+// Descriptor is a descriptor that stands for nothing, because a directory in memory cannot be handed to another
+// process: callers that only pass it on work, and whoever means to read through it opens the directory by name instead.
+func (d *dir) Descriptor() (*os.File, error) { return os.Open(os.DevNull) }
 
 func (d *dir) Close() error {
 	d.fs.mu.Lock()
