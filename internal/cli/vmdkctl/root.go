@@ -72,7 +72,8 @@ func (a *app) addCommands(root *cobra.Command) {
 		}
 	}
 	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.convertCommand())
-	add("", a.versionCommand(), a.docsCommand(root))
+	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())
+	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
 }
 

@@ -1,0 +1,145 @@
+package vmdkctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/cli"
+	"github.com/vmdk-csi/vmdk-csi/internal/sys"
+	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+func (a *app) detachCommand() *cobra.Command {
+	var dryRun bool
+	c := &cobra.Command{
+		Use:   "detach DEVICE|DISK",
+		Short: "Take a block device of vmdkctl attach away",
+		Long: `Take the device away and close the disk cleanly. Refuses while it is mounted or open. A device whose keeper died is taken
+away as well; its disk is checked when it is attached next.`,
+		Example: "  vmdkctl detach /dev/loop0\n  vmdkctl detach disk.vmdk",
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.completeAttached,
+		RunE: func(c *cobra.Command, args []string) error { return a.detach(c.Context(), args[0], dryRun) },
+	}
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what keeps the device from being detached, detach nothing")
+	return c
+}
+
+func (a *app) completeAttached(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, err := theRunDir().all(c.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var out []string
+	for _, x := range all {
+		out = append(out, x.Device+"\t"+x.Disk)
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) detach(ctx context.Context, what string, dryRun bool) error {
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Denied, "Run it as root.", "only root can take block devices away")
+	}
+	att, err := a.findAttached(ctx, what)
+	if err != nil {
+		return err
+	}
+	if dryRun {
+		if err := deviceBusy(att.Device, att.KeeperPID); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(a.out, "Would detach %s (%s)\n", att.Device, cli.Printable(att.Disk))
+		return err
+	}
+	dir := theRunDir()
+	if att.State == keeperDied {
+		err = dir.bury(att)
+	} else {
+		err = dir.askDetach(ctx, att)
+	}
+	if err != nil {
+		return err
+	}
+	return a.format.Write(a.out, att, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "Detached %s (%s)\n", att.Device, cli.Printable(att.Disk))
+		return err
+	})
+}
+
+// FindAttached finds it by device, path, or with --datastore by the volume's id or name.
+func (a *app) findAttached(ctx context.Context, what string) (attachment, error) {
+	att, err := theRunDir().find(ctx, what)
+	if err == nil || a.datastore == "" || !errors.Is(err, fault.NotFound) {
+		return att, err
+	}
+	f, err := a.find(what)
+	if err != nil {
+		return attachment{}, err
+	}
+	defer f.Close()
+	return theRunDir().find(ctx, f.Volume.Record.ID)
+}
+
+// AskDetach has the keeper detach and waits for its end: then its descriptors and locks are closed for certain.
+func (d runDir) askDetach(ctx context.Context, att attachment) error {
+	fd, err := unix.PidfdOpen(att.KeeperPID, 0) // it has just answered, so the number is its own
+	if err != nil {
+		return fault.Wrap(os.NewSyscallError("pidfd_open", err), "the keeper of %s", att.Disk)
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer pidfd.Close()
+	_, derr := d.ask(ctx, att.ID, "detach")
+	if errors.Is(derr, fault.InUse) {
+		return derr
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	if err := sys.PidfdWait(ctx, pidfd); err != nil {
+		err = fault.New(fault.Timeout, "Its log is "+d.file(att.ID, ".log")+".", "the keeper of %s does not end: %w", att.Disk, err)
+		return errors.Join(derr, err)
+	}
+	return derr
+}
+
+// Bury takes away what a dead keeper left: the device that answers with errors now, and the state.
+func (d runDir) bury(att attachment) error {
+	lock, err := d.claim(att.ID)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	devices, err := loop.FindByName(att.ID)
+	if err != nil {
+		return err
+	}
+	for _, x := range devices {
+		if err := deviceBusy(x.Path, os.Getpid()); err != nil {
+			return err
+		}
+		dev, err := loop.Open(x.Path, x.ReadOnly)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
+		defer cancel()
+		if err := errors.Join(dev.Detach(), loop.WaitReleased(ctx, dev.Number, x.Backing)); err != nil {
+			return err
+		}
+	}
+	if err := releaseDead(att, slog.New(slog.DiscardHandler)); err != nil {
+		return err
+	}
+	d.forget(att.ID)
+	return nil
+}
