@@ -31,7 +31,7 @@ pod_writes() { # POD COUNT: it has written that many lines
 worker_pid() {
   docker exec "$1" sh -c 'for p in /proc/[0-9]*; do
     c=$(tr "\0" " " <$p/cmdline 2>/dev/null) || continue
-    case $c in *"vmdk-hostd disk"*"$1"*) echo ${p#/proc/};; esac
+    case $c in *" disk $1 "*) echo ${p#/proc/};; esac
   done' sh "$2" | head -1
 }
 

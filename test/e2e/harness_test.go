@@ -346,8 +346,8 @@ func (e *env) killWorker(node, id string) bool {
 	e.t.Helper()
 	out, err := exec.Command("docker", "exec", node, "sh", "-c", `for p in /proc/[0-9]*; do
   c=$(tr '\0' ' ' <$p/cmdline 2>/dev/null) || continue
-  case $c in *"vmdk-hostd disk"*`+id+`*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
-done`).CombinedOutput()
+  case $c in *" disk $1 "*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
+done`, "sh", id).CombinedOutput()
 	if err != nil {
 		e.t.Fatalf("kill worker on %s: %v\n%s", node, err, out)
 	}
