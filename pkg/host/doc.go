@@ -14,6 +14,6 @@
 // descriptors), host/kube (intent and status in Kubernetes objects). host/hosttest is the conformance suite that all
 // of them pass, with an in-memory implementation.
 //
-// Floor 2 (the port; adapters are floor 5). It imports pkg/fault and the standard library only. Failures are faults
+// Floor 2 (the port; adapters are floor 5). It imports pkg/fault, internal/sys and the standard library only. Failures are faults
 // with the kinds that each method names; everything else is fault.Internal or fault.Unavailable.
 package host

@@ -66,6 +66,15 @@ type Keeper interface {
 	Handover(ctx context.Context, take func(Held) error) error
 }
 
+// Host is the whole port, as the adapters implement it; who uses the port takes the part that it needs.
+type Host interface {
+	Disks
+	Claims
+	Datastores
+	Attacher
+	Keeper
+}
+
 // DiskFormat is how a flat disk's space is reserved (VMware's provisioning types).
 type DiskFormat string
 

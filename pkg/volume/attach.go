@@ -8,6 +8,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
 )
 
@@ -18,6 +19,7 @@ type Opened struct {
 	ReadOnly bool
 	Epoch    int64        // 0 when read-only
 	Before   lease.Before // what the previous owner left
+	Format   host.DiskFormat
 	Links    []datastore.Link
 	Dir      *os.File // the volume's directory; the receiver closes it
 }
@@ -36,7 +38,7 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 		return nil, err
 	}
 	defer s.end()
-	m, err := current(s.Volume)
+	rec, m, err := s.read()
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +47,7 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 			return nil, fault.New(fault.InUse, "Detach it there first.",
 				"disk %s is attached read-write on host %q", id, m.Owner.Host)
 		}
-		return opened(s.Volume, m, readOnly, lease.Clean)
+		return opened(s.Volume, rec, m, readOnly, lease.Clean)
 	}
 	var before lease.Before
 	if m.State, before, err = lease.Acquire(m.State, v.me); err != nil {
@@ -54,9 +56,9 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 	if err := s.Commit(m); err != nil {
 		return nil, lost(id, err)
 	}
-	if m, err = v.prepare(ctx, s.Volume, m); err == nil {
+	if m, err = v.prepare(ctx, s.Volume, rec, m); err == nil {
 		var o *Opened
-		if o, err = opened(s.Volume, m, false, before); err == nil {
+		if o, err = opened(s.Volume, rec, m, false, before); err == nil {
 			return o, nil
 		}
 	}
@@ -64,7 +66,7 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 }
 
 // prepare is steps 2 and 3.
-func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, m datastore.Manifest) (datastore.Manifest, error) {
+func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest) (datastore.Manifest, error) {
 	removed, err := vol.Collect(m)
 	if err != nil {
 		return m, err
@@ -75,7 +77,7 @@ func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, m datastor
 	if m.Growing == 0 {
 		return m, nil
 	}
-	if err := v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing); err != nil && !errors.Is(err, fault.NoSpace) {
+	if err := v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format)); err != nil && !errors.Is(err, fault.NoSpace) {
 		return m, fault.Wrap(err, "finish the expansion of disk %s", vol.ID())
 	}
 	return v.settle(ctx, vol, m, false)
@@ -93,12 +95,13 @@ func (v *Volumes) giveBack(vol *datastore.Volume, m datastore.Manifest, before l
 	return lost(vol.ID(), vol.Commit(m))
 }
 
-func opened(vol *datastore.Volume, m datastore.Manifest, readOnly bool, before lease.Before) (*Opened, error) {
+func opened(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, readOnly bool, before lease.Before) (*Opened, error) {
 	dir, err := fsx.Descriptor(vol.Dir())
 	if err != nil {
 		return nil, err
 	}
-	o := &Opened{ID: vol.ID(), UUID: m.UUID, Size: m.Size, ReadOnly: readOnly, Before: before, Links: m.Links, Dir: dir}
+	o := &Opened{ID: vol.ID(), UUID: m.UUID, Size: m.Size, ReadOnly: readOnly, Before: before,
+		Format: host.DiskFormat(rec.Format), Links: m.Links, Dir: dir}
 	if !readOnly {
 		o.Epoch = m.Epoch
 	}
@@ -113,7 +116,7 @@ func (v *Volumes) Reopen(ctx context.Context, id string, epoch int64) (*Opened, 
 		return nil, err
 	}
 	defer s.end()
-	m, err := current(s.Volume)
+	rec, m, err := s.read()
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +128,7 @@ func (v *Volumes) Reopen(ctx context.Context, id string, epoch int64) (*Opened, 
 			return nil, fault.New(fault.Precondition, "Attach the disk again.", "disk %s was attached before this machine's last start", id)
 		}
 	}
-	return opened(s.Volume, m, epoch == 0, lease.Crashed)
+	return opened(s.Volume, rec, m, epoch == 0, lease.Crashed)
 }
 
 // Release commits the clean release record of epoch. The disk's worker has flushed and closed it; unclean says that it

@@ -26,7 +26,8 @@ const headDescriptor = "disk.vmdk"
 //
 // A definite failure of 3 to 5 collects the files, and gives the name back if this call reserved it.
 func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
-	spec, err := normalize(spec)
+	spec.Datastore = v.name
+	spec, err := spec.Normalize()
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -97,7 +98,7 @@ func (v *Volumes) reserve(id string, spec host.DiskSpec) (rec datastore.Record, 
 	if err != nil {
 		return datastore.Record{}, false, err
 	}
-	return rec, made, sameSpec(rec, spec)
+	return rec, made, v.spec(rec).Matches(spec)
 }
 
 // build is steps 3 to 5.
@@ -154,65 +155,6 @@ func (v *Volumes) checkSpace(spec host.DiskSpec) error {
 	if spec.Size > free {
 		return fault.New(fault.NoSpace, "Free space on the datastore, enlarge it, or ask for diskFormat thin.",
 			"datastore %s has %d MiB free; a %s disk of %d MiB does not fit", v.name, free>>20, spec.Format, spec.Size>>20)
-	}
-	return nil
-}
-
-// normalize fills in defaults and refuses what can never be made. Kinds: Invalid, OutOfRange.
-func normalize(s host.DiskSpec) (host.DiskSpec, error) {
-	if s.Name == "" || len(s.Name) > host.MaxNameLength {
-		return s, fault.New(fault.Invalid, "Use a shorter name.", "a disk's name has 1 to %d bytes, this one has %d", host.MaxNameLength, len(s.Name))
-	}
-	if s.Format == "" {
-		s.Format = host.Thin
-	}
-	if s.Type == "" {
-		s.Type = host.MonolithicFlat
-	}
-	switch s.Format {
-	case host.Thin, host.ZeroedThick, host.EagerZeroedThick:
-	default:
-		return s, fault.New(fault.Invalid, "", "diskFormat %q is none of thin, zeroedthick, eagerzeroedthick", s.Format)
-	}
-	switch s.Type {
-	case host.MonolithicFlat:
-	case host.TwoGbMaxExtentSparse:
-		if s.Format != host.Thin {
-			return s, fault.New(fault.Invalid, "Use diskFormat thin, or diskType monolithicFlat.",
-				"diskType %s is always thin, diskFormat %s contradicts it", s.Type, s.Format)
-		}
-	default:
-		return s, fault.New(fault.Invalid, "", "diskType %q is none of monolithicFlat, twoGbMaxExtentSparse", s.Type)
-	}
-	return s, checkSize(s.Size)
-}
-
-func checkSize(size int64) error {
-	if size < host.MinCapacity || size > host.MaxCapacity {
-		return fault.New(fault.OutOfRange, "Ask for a size in this range.",
-			"a disk of %d bytes: the range is %d (1 MiB) to %d (62 TiB)", size, host.MinCapacity, host.MaxCapacity)
-	}
-	if size%host.CapacityUnit != 0 {
-		return fault.New(fault.Invalid, "Round it up.", "a disk of %d bytes: sizes are multiples of %d (1 MiB)", size, host.CapacityUnit)
-	}
-	return nil
-}
-
-// sameSpec says whether rec was made for spec. Kind: Exists, naming the first field that differs.
-func sameSpec(rec datastore.Record, spec host.DiskSpec) error {
-	for _, f := range []struct {
-		name      string
-		have, ask any
-	}{
-		{"name", rec.Name, spec.Name},
-		{"size", rec.Size, spec.Size},
-		{"diskFormat", rec.Format, string(spec.Format)},
-		{"diskType", rec.Type, string(spec.Type)},
-	} {
-		if f.have != f.ask {
-			return fault.New(fault.Exists, "Use another name, or delete the disk first.",
-				"disk %s exists with %s %v, asked for is %v", rec.ID, f.name, f.have, f.ask)
-		}
 	}
 	return nil
 }

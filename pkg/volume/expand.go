@@ -25,7 +25,7 @@ type Server interface {
 //
 // Kinds: NotFound, OutOfRange, NoSpace, InProgress, InUse (attached elsewhere).
 func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Server) (host.Disk, error) {
-	if err := checkSize(size); err != nil {
+	if err := host.CheckSize(size); err != nil {
 		return host.Disk{}, err
 	}
 	s, err := v.begin(ctx, id, "expand")
@@ -33,16 +33,12 @@ func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Serv
 		return host.Disk{}, err
 	}
 	defer s.end()
-	rec, err := s.Record()
-	if err != nil {
-		return host.Disk{}, err
-	}
-	m, err := current(s.Volume)
+	rec, m, err := s.read()
 	if err != nil {
 		return host.Disk{}, err
 	}
 	if m.Size < size {
-		if m, err = v.grow(ctx, s.Volume, m, size, server); err != nil {
+		if m, err = v.grow(ctx, s.Volume, rec, m, size, server); err != nil {
 			return host.Disk{}, err
 		}
 		v.log.Info("disk expanded", "disk", id, "size", m.Size)
@@ -50,7 +46,7 @@ func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Serv
 	return v.describe(s.Volume, rec, m), nil
 }
 
-func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, m datastore.Manifest, size int64, server Server) (datastore.Manifest, error) {
+func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, size int64, server Server) (datastore.Manifest, error) {
 	var err error
 	if server != nil {
 		if err := lease.Holds(m.State, m.Epoch, v.me); err != nil {
@@ -67,7 +63,7 @@ func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, m datastore.M
 	if server != nil {
 		err = server.Grow(ctx, m.Growing)
 	} else {
-		err = v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing)
+		err = v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format))
 	}
 	next, serr := v.settle(ctx, vol, m, server == nil)
 	return next, errors.Join(fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing), serr)

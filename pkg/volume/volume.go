@@ -21,7 +21,7 @@ type Engine interface {
 	// Inspect tells what the links' descriptors say now.
 	Inspect(ctx context.Context, d fsx.Dir, links []datastore.Link) ([]datastore.Link, error)
 	// Grow makes the head larger, or finishes a growth that was interrupted, and closes the chain cleanly.
-	Grow(ctx context.Context, d fsx.Dir, links []datastore.Link, size int64) error
+	Grow(ctx context.Context, d fsx.Dir, links []datastore.Link, size int64, format host.DiskFormat) error
 	// Recover checks a chain that was not closed, repairs what its format allows, and closes it cleanly.
 	Recover(ctx context.Context, d fsx.Dir, links []datastore.Link) error
 }
@@ -95,6 +95,16 @@ func (s *session) end() {
 	s.unlock()
 }
 
+// read is the disk's record and current manifest.
+func (s *session) read() (datastore.Record, datastore.Manifest, error) {
+	rec, err := s.Record()
+	if err != nil {
+		return rec, datastore.Manifest{}, err
+	}
+	m, err := current(s.Volume)
+	return rec, m, err
+}
+
 // notThere gives every way of not being there one text.
 func notThere(id string, err error) error {
 	if fault.KindOf(err) == fault.NotFound {
@@ -162,12 +172,7 @@ func (v *Volumes) List(ctx context.Context, max int, after string) (disks []host
 
 func (v *Volumes) describe(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest) host.Disk {
 	d := host.Disk{
-		ID: rec.ID,
-		Spec: host.DiskSpec{
-			Name: rec.Name, Datastore: v.name, Size: rec.Size,
-			Format: host.DiskFormat(rec.Format), Type: host.DiskType(rec.Type),
-		},
-		Size: m.Size, UUID: rec.UUID, Phase: host.Ready,
+		ID: rec.ID, Spec: v.spec(rec), Size: m.Size, UUID: rec.UUID, Phase: host.Ready,
 	}
 	for _, l := range m.Links {
 		d.Links = append(d.Links, host.Link{
@@ -176,6 +181,13 @@ func (v *Volumes) describe(vol *datastore.Volume, rec datastore.Record, m datast
 		})
 	}
 	return d
+}
+
+func (v *Volumes) spec(rec datastore.Record) host.DiskSpec {
+	return host.DiskSpec{
+		Name: rec.Name, Datastore: v.name, Size: rec.Size,
+		Format: host.DiskFormat(rec.Format), Type: host.DiskType(rec.Type),
+	}
 }
 
 // allocated is what a link's files use; a file that is missing counts nothing here and fails the next open.

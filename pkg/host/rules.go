@@ -1,0 +1,99 @@
+package host
+
+import (
+	"slices"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// The rules that every adapter applies alike.
+
+// Normalize fills in defaults (thin, monolithicFlat) and refuses what can never be made. Kinds: Invalid, OutOfRange.
+func (s DiskSpec) Normalize() (DiskSpec, error) {
+	if s.Name == "" || len(s.Name) > MaxNameLength {
+		return s, fault.New(fault.Invalid, "Use a shorter name.", "a disk's name has 1 to %d bytes, this one has %d", MaxNameLength, len(s.Name))
+	}
+	if s.Format == "" {
+		s.Format = Thin
+	}
+	if s.Type == "" {
+		s.Type = MonolithicFlat
+	}
+	switch s.Format {
+	case Thin, ZeroedThick, EagerZeroedThick:
+	default:
+		return s, fault.New(fault.Invalid, "", "diskFormat %q is none of thin, zeroedthick, eagerzeroedthick", s.Format)
+	}
+	switch s.Type {
+	case MonolithicFlat:
+	case TwoGbMaxExtentSparse:
+		if s.Format != Thin {
+			return s, fault.New(fault.Invalid, "Use diskFormat thin, or diskType monolithicFlat.",
+				"diskType %s is always thin, diskFormat %s contradicts it", s.Type, s.Format)
+		}
+	default:
+		return s, fault.New(fault.Invalid, "", "diskType %q is none of monolithicFlat, twoGbMaxExtentSparse", s.Type)
+	}
+	return s, CheckSize(s.Size)
+}
+
+// CheckSize says whether size can be a disk's capacity. Kinds: OutOfRange, Invalid.
+func CheckSize(size int64) error {
+	if size < MinCapacity || size > MaxCapacity {
+		return fault.New(fault.OutOfRange, "Ask for a size in this range.",
+			"a disk of %d bytes: the range is %d (1 MiB) to %d (62 TiB)", size, MinCapacity, MaxCapacity)
+	}
+	if size%CapacityUnit != 0 {
+		return fault.New(fault.Invalid, "Round it up.", "a disk of %d bytes: sizes are multiples of %d (1 MiB)", size, CapacityUnit)
+	}
+	return nil
+}
+
+// Matches says whether a disk made for s answers a request for ask. Both are normalized; Host is no part of the
+// identity. Kind: Exists, naming the first field that differs.
+func (s DiskSpec) Matches(ask DiskSpec) error {
+	for _, f := range []struct {
+		name      string
+		have, ask any
+	}{
+		{"name", s.Name, ask.Name},
+		{"datastore", s.Datastore, ask.Datastore},
+		{"size", s.Size, ask.Size},
+		{"diskFormat", s.Format, ask.Format},
+		{"diskType", s.Type, ask.Type},
+	} {
+		if f.have != f.ask {
+			return fault.New(fault.Exists, "Use another name, or delete the disk first.",
+				"disk %s exists with %s %v, asked for is %v", DiskID(s.Name), f.name, f.have, f.ask)
+		}
+	}
+	return nil
+}
+
+// CheckList checks the arguments of Disks.List; a token is the id of the last disk that was returned. Kind: Invalid.
+func CheckList(max int, token string) error {
+	if max < 0 {
+		return fault.New(fault.Invalid, "", "a list of %d disks", max)
+	}
+	if token != "" && !ValidDiskID(token) {
+		return fault.New(fault.Invalid, "List again from the start.", "token %q does not come from an earlier list", token)
+	}
+	return nil
+}
+
+// AddClaim is claims with c, unless they exclude it. Kinds: InUse (another node, and either claim writes), Exists (the
+// same node in the other mode).
+func AddClaim(id string, claims []Claim, c Claim) ([]Claim, error) {
+	for _, o := range claims {
+		switch {
+		case o == c:
+			return claims, nil
+		case o.Node == c.Node:
+			return nil, fault.New(fault.Exists, "Detach it first.",
+				"disk %s is claimed by node %q with readOnly=%v, asked for is readOnly=%v", id, o.Node, o.ReadOnly, c.ReadOnly)
+		case !o.ReadOnly || !c.ReadOnly:
+			return nil, fault.New(fault.InUse, "Detach it there first.", "disk %s is claimed by node %q", id, o.Node)
+		}
+	}
+	return append(slices.Clone(claims), c), nil
+}
