@@ -115,7 +115,10 @@ func (c *Chain) commitOnce() error {
 // nobody reads or writes them any more. What cannot be punched stays unused until the disk is checked; that is no reason
 // to fail a flush.
 func (c *Chain) reclaim() {
-	for _, e := range c.head.Extents() {
+	c.gate.RLock()
+	extents := c.head.Extents()
+	c.gate.RUnlock()
+	for _, e := range extents {
 		if e.Settled() < reclaimAt {
 			continue
 		}

@@ -18,9 +18,9 @@ type Extent struct {
 	Depth int `json:"depth"`
 	// Present: a link knows the piece. Otherwise it reads as zeros.
 	Present bool `json:"present"`
-	// Zero: it reads as zeros without data being looked at.
+	// Zero: it is known to be zeros without reading.
 	Zero bool `json:"zero"`
-	// Data: there are bytes in a file (a hole of a flat file has none).
+	// Data: a file has the bytes. A hole of a flat file is Zero and Data, as in qemu.
 	Data bool `json:"data"`
 	// File and Offset are where; File is "" if nowhere.
 	File   string `json:"file,omitempty"`
@@ -103,11 +103,11 @@ func mapFlat(x *Extent, e *vmdk.Extent, off int64) error {
 	start, end, err := e.SeekData(off)
 	switch {
 	case errors.Is(err, io.EOF):
-		x.Zero, x.Data = true, false
+		x.Zero = true
 	case err != nil:
 		return nil //nolint:nilerr // a file system without SEEK_DATA: everything is data
 	case start > off:
-		x.Zero, x.Data = true, false
+		x.Zero = true
 		x.Length = min(x.Length, start-off)
 	default:
 		x.Length = min(x.Length, end-off)
