@@ -1,0 +1,91 @@
+package kube
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+func condition(vd *v1alpha1.VirtualDisk, t string) *metav1.Condition {
+	return meta.FindStatusCondition(vd.Status.Conditions, t)
+}
+
+// specOf is the request that the object was made by.
+func specOf(vd *v1alpha1.VirtualDisk) host.DiskSpec {
+	return host.DiskSpec{
+		Name: vd.Spec.Name, Datastore: vd.Spec.Datastore, Size: vd.Spec.InitialSizeBytes,
+		Format: host.DiskFormat(vd.Spec.DiskFormat), Type: host.DiskType(vd.Spec.DiskType), Host: vd.Spec.Host,
+	}
+}
+
+// diskOf is the disk as its object tells.
+func diskOf(vd *v1alpha1.VirtualDisk, shared bool) host.Disk {
+	d := host.Disk{
+		ID: vd.Name, Spec: specOf(vd), Size: vd.Status.SizeBytes, UUID: vd.Status.UUID, Phase: phaseOf(vd),
+	}
+	if !shared && vd.Spec.Host != "" {
+		d.Hosts = []string{vd.Spec.Host}
+	}
+	for _, l := range vd.Status.Links {
+		d.Links = append(d.Links, host.Link{
+			Name: l.Name, Type: l.Type, CID: l.CID, ParentCID: l.ParentCID, Size: l.SizeBytes, Allocated: l.AllocatedBytes,
+		})
+	}
+	for _, c := range vd.Spec.Claims {
+		d.Claims = append(d.Claims, host.Claim{Node: c.Node, ReadOnly: c.ReadOnly})
+	}
+	for _, a := range vd.Status.Attachments {
+		at := host.Attachment{
+			ID: vd.Name, Host: a.Host, UUID: vd.Status.UUID, Size: vd.Status.SizeBytes, ReadOnly: a.ReadOnly,
+			Transport: a.Transport, Epoch: a.Epoch, Since: a.Since.Time, WorkerPID: int(a.WorkerPID), Restarts: int(a.Restarts),
+		}
+		// An entry that no agent wrote has no slot; the port has no way to say so, and nothing depends on it.
+		_, _ = fmt.Sscanf(a.Slot, "%d:%d", &at.Slot.Controller, &at.Slot.Unit)
+		d.Attachments = append(d.Attachments, at)
+	}
+	return d
+}
+
+func phaseOf(vd *v1alpha1.VirtualDisk) host.Phase {
+	switch {
+	case vd.DeletionTimestamp != nil:
+		return host.Deleting
+	case vd.Status.Phase == "", vd.Status.Phase == v1alpha1.PhaseCreating:
+		return host.Pending
+	}
+	return host.Phase(vd.Status.Phase)
+}
+
+func linksOf(d host.Disk) (links []v1alpha1.DiskLink, used int64) {
+	for _, l := range d.Links {
+		links = append(links, v1alpha1.DiskLink{
+			Name: l.Name, Type: l.Type, CID: l.CID, ParentCID: l.ParentCID, SizeBytes: l.Size, AllocatedBytes: l.Allocated,
+		})
+		used += l.Allocated
+	}
+	return links, used
+}
+
+func attachmentOf(a host.Attachment, node string) v1alpha1.DiskAttachment {
+	return v1alpha1.DiskAttachment{
+		Host: node, Slot: fmt.Sprintf("%d:%d", a.Slot.Controller, a.Slot.Unit), Transport: a.Transport, ReadOnly: a.ReadOnly,
+		Epoch: a.Epoch, Since: metav1.Time{Time: a.Since}.Rfc3339Copy(), WorkerPID: int64(a.WorkerPID), Restarts: int64(a.Restarts),
+	}
+}
+
+// sizeText is n bytes for people: the largest unit that leaves a whole part, two digits behind the point at most.
+func sizeText(n int64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	f, i := float64(n), 0
+	for f >= 1024 && i < len(units)-1 {
+		f, i = f/1024, i+1
+	}
+	if f == float64(int64(f)) {
+		return fmt.Sprintf("%d %s", int64(f), units[i])
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}

@@ -1,0 +1,238 @@
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+// maxEvents bounds what is kept for an API server that does not answer; the oldest events go first.
+const maxEvents = 1000
+
+// recorder brings to the objects what the node service notices. A notice about an attachment replaces an older one about
+// the same disk, because only the newest is true; events keep their order. Both wait for the API server as long as it
+// takes. Every resync it compares with hostd, so that a notice lost with a process is made good.
+type recorder struct {
+	api    client.WithWatch
+	node   string
+	hostd  Hostd
+	log    *slog.Logger
+	resync time.Duration
+	wake   chan struct{} // capacity 1
+
+	mu     sync.Mutex
+	seq    int64             // of the last notice
+	want   map[string]notice // by disk; kept while the disk is attached here
+	dirty  []string          // disks whose notice is not written, oldest first
+	events []note
+}
+
+// notice is what is true of a disk on this node; att is nil when it is not attached.
+type notice struct {
+	seq     int64
+	att     *host.Attachment
+	written int64 // seq that the object has
+}
+
+func newRecorder(p AgentParams) *recorder {
+	return &recorder{
+		api: p.API, node: p.Node, hostd: p.Hostd, log: p.Log, resync: p.Resync,
+		wake: make(chan struct{}, 1), want: map[string]notice{},
+	}
+}
+
+// Attached notes that the disk is open on this node.
+func (r *recorder) Attached(_ context.Context, a host.Attachment) { r.note(a.ID, &a) }
+
+// Detached notes that the disk is no longer open on this node.
+func (r *recorder) Detached(_ context.Context, id string) { r.note(id, nil) }
+
+func (r *recorder) note(id string, a *host.Attachment) {
+	r.mu.Lock()
+	r.seq++
+	n := r.want[id]
+	n.seq, n.att = r.seq, a
+	r.want[id] = n
+	r.dirty = append(r.dirty, id)
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *recorder) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // awake already
+	}
+}
+
+// run writes until ctx ends.
+func (r *recorder) run(ctx context.Context) {
+	const firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
+	pause := firstPause
+	next := time.NewTimer(0) // the first comparison is at once: it makes good what an earlier process did not write
+	defer next.Stop()
+	compare := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		case <-next.C:
+			compare = true
+		}
+		err := r.flush(ctx)
+		if err == nil && compare {
+			if err = r.compare(ctx); err == nil {
+				err = r.flush(ctx)
+			}
+		}
+		wait := r.resync
+		if err == nil {
+			pause, compare = firstPause, false
+		} else if ctx.Err() == nil {
+			r.log.Warn("what happened on this node is not on the objects yet; trying again", "error", err)
+			wait, pause = pause, min(2*pause, longestPause)
+		}
+		next.Reset(wait)
+	}
+}
+
+// flush writes every notice and event, or fails at the first that the API server does not take.
+func (r *recorder) flush(ctx context.Context) error {
+	for {
+		id, n, ok := r.oldest()
+		if !ok {
+			break
+		}
+		if n.written != n.seq {
+			if err := r.write(ctx, id, n.att); err != nil {
+				return err
+			}
+		}
+		r.written(id, n.seq)
+	}
+	for {
+		r.mu.Lock()
+		if len(r.events) == 0 {
+			r.mu.Unlock()
+			return nil
+		}
+		e := r.events[0]
+		r.mu.Unlock()
+		if err := r.emit(ctx, e); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		if len(r.events) > 0 && r.events[0] == e { // not if it was dropped meanwhile
+			r.events = r.events[1:]
+		}
+		r.mu.Unlock()
+	}
+}
+
+func (r *recorder) oldest() (string, notice, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.dirty) == 0 {
+		return "", notice{}, false
+	}
+	return r.dirty[0], r.want[r.dirty[0]], true
+}
+
+// written notes that the object has the notice seq. A newer one has its own place in dirty.
+func (r *recorder) written(id string, seq int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dirty = r.dirty[1:]
+	n := r.want[id]
+	n.written = max(n.written, seq)
+	if n.att == nil && n.written == n.seq {
+		delete(r.want, id)
+		return
+	}
+	r.want[id] = n
+}
+
+// write applies this host's entry of one disk.
+func (r *recorder) write(ctx context.Context, id string, a *host.Attachment) error {
+	vd := &v1alpha1.VirtualDisk{}
+	if err := r.api.Get(ctx, client.ObjectKey{Name: id}, vd); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return apiFault(err, "read disk %s", id)
+	}
+	var st attachStatus
+	if a != nil {
+		entry := attachmentOf(*a, r.node)
+		if have := attachmentHere(vd, r.node); have != nil && same(*have, entry) {
+			return nil
+		}
+		st.Attachments = []v1alpha1.DiskAttachment{entry}
+		st.Conditions = transition(vd.Status.Conditions, fine(v1alpha1.ConditionAttached, vd.Generation, "Attached", "Node "+r.node+" has the disk open."))
+	} else if attachmentHere(vd, r.node) == nil {
+		return nil
+	}
+	err := applyStatus(ctx, r.api, vd, hostManager("attach", r.node), st)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return apiFault(err, "write the attachments of disk %s", id)
+}
+
+func attachmentHere(vd *v1alpha1.VirtualDisk, node string) *v1alpha1.DiskAttachment {
+	for i := range vd.Status.Attachments {
+		if vd.Status.Attachments[i].Host == node {
+			return &vd.Status.Attachments[i]
+		}
+	}
+	return nil
+}
+
+func same(a, b v1alpha1.DiskAttachment) bool {
+	since := a.Since.Equal(&b.Since)
+	a.Since = b.Since
+	return since && a == b
+}
+
+// compare makes notices of every difference between hostd and the objects. What was noticed after the question to hostd
+// is newer than its answer and stays.
+func (r *recorder) compare(ctx context.Context) error {
+	r.mu.Lock()
+	asked := r.seq
+	r.mu.Unlock()
+	open, err := r.hostd.Attachments(ctx)
+	if err != nil {
+		return err
+	}
+	var all v1alpha1.VirtualDiskList
+	if err := r.api.List(ctx, &all); err != nil {
+		return apiFault(err, "list disks")
+	}
+	here := map[string]*host.Attachment{}
+	for i := range open {
+		here[open[i].ID] = &open[i]
+	}
+	for i := range all.Items {
+		vd := &all.Items[i]
+		have, now := attachmentHere(vd, r.node), here[vd.Name]
+		if have == nil && now == nil || have != nil && now != nil && same(*have, attachmentOf(*now, r.node)) {
+			continue
+		}
+		r.mu.Lock()
+		n, noticed := r.want[vd.Name]
+		newer := noticed && n.seq > asked
+		r.mu.Unlock()
+		if !newer {
+			r.note(vd.Name, now)
+		}
+	}
+	return nil
+}
