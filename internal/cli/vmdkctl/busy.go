@@ -14,9 +14,9 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// DeviceBusy says who uses a block device: somebody who claimed it (a mount in whatever namespace, LVM, swap), or a process
-// other than self that has it open. nil: nobody. Kinds: InUse.
-func deviceBusy(path string, self int) error {
+// DeviceBusy says who uses a block device: somebody who claimed it (a mount in whatever namespace, LVM, swap), or another
+// process that has it open. nil: nobody. Kinds: InUse.
+func deviceBusy(path string) error {
 	// open(2): O_EXCL on a block device fails with EBUSY if the system uses it; its partitions count.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	switch {
@@ -29,7 +29,7 @@ func deviceBusy(path string, self int) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	_ = unix.Close(fd)
-	if who := openers(path, self); len(who) > 0 {
+	if who := openers(path, os.Getpid()); len(who) > 0 {
 		return fault.New(fault.InUse, "End these processes, or wait for them.", "%s is open in %s", path, strings.Join(who, ", "))
 	}
 	return nil

@@ -56,7 +56,7 @@ func (a *app) detach(ctx context.Context, what string, dryRun bool) error {
 		return err
 	}
 	if dryRun {
-		if err := deviceBusy(att.Device, att.KeeperPID); err != nil {
+		if err := deviceBusy(att.Device); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.out, "Would detach %s (%s)\n", att.Device, cli.Printable(att.Disk))
@@ -119,27 +119,43 @@ func (d runDir) bury(att attachment) error {
 		return err
 	}
 	defer lock.Close()
-	devices, err := loop.FindByName(att.ID)
-	if err != nil {
+	if err := deviceBusy(att.Device); err != nil && !errors.Is(err, fault.NotFound) {
 		return err
 	}
-	for _, x := range devices {
-		if err := deviceBusy(x.Path, os.Getpid()); err != nil {
-			return err
-		}
-		dev, err := loop.Open(x.Path, x.ReadOnly)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
-		defer cancel()
-		if err := errors.Join(dev.Detach(), loop.WaitReleased(ctx, dev.Number, x.Backing)); err != nil {
-			return err
-		}
+	if err := clearDevices(att.ID); err != nil {
+		return err
 	}
 	if err := releaseDead(att, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	d.forget(att.ID)
+	return nil
+}
+
+// ClearDevices takes every block device over the session's file away, and waits until it is gone. None is success.
+func clearDevices(id string) error {
+	devices, err := loop.FindByName(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
+	defer cancel()
+	for _, x := range devices {
+		dev, err := loop.Open(x.Path, x.ReadOnly)
+		if errors.Is(err, fault.Precondition) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		// What is in the device's page cache goes to the disk here; a dead keeper's device has nowhere to write it.
+		serr := dev.File.Sync()
+		if err := errors.Join(dev.Detach(), loop.WaitReleased(ctx, dev.Number, x.Backing)); err != nil {
+			return errors.Join(serr, err)
+		}
+		if serr != nil && !errors.Is(serr, unix.EIO) {
+			return serr
+		}
+	}
 	return nil
 }

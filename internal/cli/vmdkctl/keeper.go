@@ -98,7 +98,7 @@ type keeper struct {
 	session *fuse.Session
 	table   *os.File
 	sup     *worker.Supervisor
-	device  *loop.Device
+	device  string // path of the block device; nothing holds it open, so that losetup -d works as everywhere
 	listen  net.Listener
 
 	mu     sync.Mutex
@@ -137,7 +137,7 @@ func (k *keeper) attach(ctx context.Context) (err error) {
 		return err
 	}
 	k.mu.Lock()
-	k.att = attachment{ID: k.req.ID, Device: k.device.Path(), Disk: k.disk.label, Volume: k.req.Volume, Datastore: k.req.Datastore,
+	k.att = attachment{ID: k.req.ID, Device: k.device, Disk: k.disk.label, Volume: k.req.Volume, Datastore: k.req.Datastore,
 		ReadOnly: k.req.ReadOnly, Since: time.Now().Truncate(time.Second), KeeperPID: os.Getpid()}
 	k.mu.Unlock()
 	return k.dir.save(k.status())
@@ -174,10 +174,12 @@ func (k *keeper) export(ctx context.Context) error {
 	}
 	defer f.Close()
 	// No autoclear: the device stays until detach, mounted or not.
-	if k.device, err = loop.Attach(f, loop.Options{DirectIO: true, ReadOnly: k.req.ReadOnly, PartScan: true}); err != nil {
+	device, err := loop.Attach(f, loop.Options{DirectIO: true, ReadOnly: k.req.ReadOnly, PartScan: true})
+	if err != nil {
 		return err
 	}
-	return k.session.CloseMount()
+	k.device = device.Path()
+	return errors.Join(device.Close(), k.session.CloseMount())
 }
 
 // Run answers until the disk is detached, or its device is gone because somebody cleared it (losetup -d).
@@ -274,11 +276,8 @@ func (k *keeper) status() attachment {
 // Detach takes the device away and closes the disk. Kinds: InUse (nothing was done), Poisoned (detached, but what was
 // not flushed may be lost).
 func (k *keeper) detach() error {
-	if err := deviceBusy(k.device.Path(), os.Getpid()); err != nil {
+	if err := deviceBusy(k.device); err != nil {
 		return err
-	}
-	if err := k.device.File.Sync(); err != nil {
-		k.log.Error("flush the device", "error", err)
 	}
 	return k.finish()
 }
@@ -292,10 +291,8 @@ func (k *keeper) finish() error {
 
 func (k *keeper) undo() error {
 	var errs []error
-	if k.device != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
-		defer cancel()
-		errs = append(errs, k.device.Detach(), loop.WaitReleased(ctx, k.device.Number, "/"+k.req.ID))
+	if k.device != "" {
+		errs = append(errs, clearDevices(k.req.ID))
 	}
 	clean := true
 	if k.handle != nil {
@@ -317,7 +314,7 @@ func (k *keeper) undo() error {
 	if k.disk != nil {
 		errs = append(errs, k.disk.close(clean))
 	}
-	if k.device == nil {
+	if k.device == "" {
 		k.dir.forget(k.req.ID)
 	}
 	return errors.Join(errs...)
