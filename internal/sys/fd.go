@@ -38,10 +38,9 @@ func Dup(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// AlignedBuffer is n bytes of page-aligned anonymous memory; a page that was never touched costs nothing. FreeBuffer
-// gives it back.
+// AlignedBuffer is n bytes of page-aligned anonymous memory, all of it present. FreeBuffer gives it back.
 func AlignedBuffer(n int) ([]byte, error) {
-	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	return b, os.NewSyscallError("mmap", err)
 }
 

@@ -52,7 +52,7 @@ func exit(err error) {
 }
 
 // openers by name; nil is worker.OpenChain.
-var openers = map[string]worker.Opener{"raw": openRaw, "chain": nil}
+var openers = map[string]worker.Opener{"raw": openRaw, "chain": nil, "forgetful": openForgetful}
 
 // leaks looks for what the tests left: loop devices of theirs, children, descriptors, goroutines. The kernel takes a moment
 // for some of them.
@@ -146,3 +146,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
+
+// waitLong bounds waits for the kernel.
+const waitLong = 20 * time.Second
+
+func after(ms int) <-chan time.Time { return time.After(time.Duration(ms) * time.Millisecond) }

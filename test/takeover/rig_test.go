@@ -3,11 +3,10 @@ package takeover
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"strconv"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
@@ -34,7 +33,12 @@ const diskSize = 192 << 20
 
 func newDisk(t *testing.T, kind string) disk {
 	t.Helper()
-	d := disk{path: t.TempDir(), opener: "chain", size: diskSize}
+	return newDiskOf(t, kind, diskSize)
+}
+
+func newDiskOf(t *testing.T, kind string, size int64) disk {
+	t.Helper()
+	d := disk{path: t.TempDir(), opener: "chain", size: size}
 	dir, err := fsx.OpenRoot(d.path)
 	if err != nil {
 		t.Fatal(err)

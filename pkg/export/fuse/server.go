@@ -115,10 +115,11 @@ func (s *Server) run(ctx context.Context, threads []*thread) error {
 		case <-ctx.Done():
 			s.stopping.Store(true)
 			for range threads {
-				if err := wakeReader(s.dev); err != nil {
-					if !errors.Is(err, unix.ENODEV) {
-						s.log.Error("wake a reader of /dev/fuse", "error", err)
-					}
+				err := wakeReader(s.dev)
+				if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+					return // gone, or (ENOENT: no root directory any more) about to go, which wakes all readers
+				} else if err != nil {
+					s.log.Error("wake a reader of /dev/fuse", "error", err)
 					return
 				}
 			}
