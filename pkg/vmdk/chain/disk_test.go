@@ -193,3 +193,7 @@ func same(t *testing.T, what string, got, want []byte, base int64) {
 	}
 	t.Fatalf("%s: %d bytes differ, the first at %d: %#x, want %#x", what, bad, base+int64(first), got[first], want[first])
 }
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 2)) }
+
+func fillOf(n int, b byte) []byte { return bytes.Repeat([]byte{b}, n) }
