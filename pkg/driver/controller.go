@@ -74,6 +74,8 @@ func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	if err != nil {
 		return nil, toStatus(err)
 	}
+	// Who it is for: known where the provisioner runs with --extra-create-metadata.
+	ctx = host.WithOwner(ctx, host.Owner{Namespace: req.GetParameters()[kubePVCNamespace], Name: req.GetParameters()[kubePVCName]})
 	disk, err := c.create(ctx, r, req.GetAccessibilityRequirements())
 	if err != nil {
 		return nil, toStatus(err)
@@ -96,7 +98,9 @@ func (c *controller) create(ctx context.Context, r createRequest, wish *csi.Topo
 	// A disk that is there already keeps its host, also when that host could not be chosen again now.
 	switch old, err := c.disks.Get(ctx, host.DiskID(r.name)); {
 	case err == nil:
-		spec.Host = old.Spec.Host
+		if len(old.Hosts) > 0 {
+			spec.Host = old.Hosts[0]
+		}
 	case fault.KindOf(err) != fault.NotFound:
 		return host.Disk{}, err
 	default:

@@ -24,6 +24,10 @@ const (
 const (
 	prefixKube  = "csi.storage.k8s.io/"
 	paramFSType = prefixKube + "fstype"
+
+	kubePVCName      = prefixKube + "pvc/name"
+	kubePVCNamespace = prefixKube + "pvc/namespace"
+	kubePVName       = prefixKube + "pv/name"
 )
 
 // Keys of the volume context and the publish context.
@@ -35,7 +39,7 @@ const (
 	contextUUID      = "uuid"
 )
 
-var kubeMetadata = []string{prefixKube + "pvc/name", prefixKube + "pvc/namespace", prefixKube + "pv/name"}
+var kubeMetadata = []string{kubePVCName, kubePVCNamespace, kubePVName}
 
 // Allowed values, the default first; nil: any.
 var allowed = map[string][]string{

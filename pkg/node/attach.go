@@ -20,45 +20,49 @@ import (
 //
 // Only both together, hostd's attachment and the kernel's device, are an attached disk. One without the other is what a
 // death between b and c, or the loss of both holders of the descriptors, left: it is taken apart and attached anew.
-func (s *Service) ensureAttached(ctx context.Context, rec *record) (Device, error) {
+func (s *Service) ensureAttached(ctx context.Context, rec *record) (dev Device, epoch int64, err error) {
 	id := rec.Volume.ID
 	att, attached, err := s.attached(ctx, id)
 	if err != nil {
-		return Device{}, err
+		return Device{}, 0, err
 	}
 	dev, found, err := s.Devices.Find(id)
 	if err != nil {
-		return Device{}, err
+		return Device{}, 0, err
 	}
-	if attached && found {
-		if att.ReadOnly != rec.Volume.ReadOnly {
-			dev.Close()
-			return Device{}, fault.New(fault.Precondition, "unstage it first", "disk %s is attached in the other mode (read-only: %v)",
-				id, att.ReadOnly)
+	switch {
+	case attached && found && att.ReadOnly != rec.Volume.ReadOnly:
+		dev.Close()
+		return Device{}, 0, fault.New(fault.Precondition, "unstage it first", "disk %s is attached in the other mode (read-only: %v)",
+			id, att.ReadOnly)
+	case attached && found:
+	default:
+		dev.Close()
+		if attached || found {
+			if err := s.takeApart(ctx, rec); err != nil {
+				return Device{}, 0, fault.Wrap(err, "disk %s lost its server or its device", id)
+			}
 		}
-		if err := s.link(rec, att, dev); err != nil {
-			dev.Close()
-			return Device{}, err
-		}
-		return dev, nil
-	}
-	dev.Close()
-	if attached || found {
-		if err := s.takeApart(ctx, rec); err != nil {
-			return Device{}, fault.Wrap(err, "disk %s lost its server or its device", id)
+		if att, dev, err = s.attach(ctx, rec); err != nil {
+			return Device{}, 0, err
 		}
 	}
-	if dev, err = s.attach(ctx, rec); err != nil {
-		return Device{}, err
+	err = s.stillFormatting(rec, att.Epoch)
+	if err == nil {
+		err = s.link(rec, att, dev)
 	}
-	return dev, nil
+	if err != nil {
+		dev.Close()
+		return Device{}, 0, err
+	}
+	return dev, att.Epoch, nil
 }
 
-func (s *Service) attach(ctx context.Context, rec *record) (Device, error) {
+func (s *Service) attach(ctx context.Context, rec *record) (host.Attachment, Device, error) {
 	id := rec.Volume.ID
 	session, err := s.Devices.NewSession(id)
 	if err != nil {
-		return Device{}, err
+		return host.Attachment{}, Device{}, err
 	}
 	defer session.Close()
 	s.step("session")
@@ -67,7 +71,7 @@ func (s *Service) attach(ctx context.Context, rec *record) (Device, error) {
 	defer done()
 	att, err := s.Hostd.Attach(ctx, req, session.Device())
 	if err != nil {
-		return Device{}, fault.Wrap(err, "attach disk %s", id)
+		return host.Attachment{}, Device{}, fault.Wrap(err, "attach disk %s", id)
 	}
 	s.step("served")
 	if err := s.Holder.Add(ctx, host.Held{Attachment: att, Device: session.Device()}); err != nil {
@@ -77,19 +81,16 @@ func (s *Service) attach(ctx context.Context, rec *record) (Device, error) {
 	defer cancel()
 	// A file system's mount keeps its device, and the device goes with it. A raw block device must stay while the pod
 	// has it closed.
-	dev, err := session.Export(export, rec.Volume.ReadOnly, rec.Volume.Mode == stage.Mount)
+	dev, err := session.Export(export, ExportOptions{ReadOnly: rec.Volume.ReadOnly, AutoClear: rec.Volume.Mode == stage.Mount,
+		Partitions: rec.Volume.Partition == stage.PartitionGPT})
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
-		return Device{}, errors.Join(fault.Wrap(err, "make the block device of %s", id), s.detach(undo, rec))
+		return host.Attachment{}, Device{}, errors.Join(fault.Wrap(err, "make the block device of %s", id), s.detach(undo, rec))
 	}
 	s.step("exported")
-	if err := s.link(rec, att, dev); err != nil {
-		dev.Close()
-		return Device{}, err
-	}
 	s.Recorder.Attached(ctx, att)
-	return dev, nil
+	return att, dev, nil
 }
 
 // link makes the disk's stable name, as udev would for a SCSI disk: wwn-0x and the disk's ddb.uuid (VMware shows it so to
@@ -131,6 +132,9 @@ func (s *Service) linkPath(rec *record) string {
 // Dismantle undoes everything that Stage does, in the opposite order, each step only if there is something to undo. The
 // record goes last: whatever this process dies between, the next Unstage or Stage finds it and continues.
 func (s *Service) dismantle(ctx context.Context, id string, rec *record) error {
+	if err := s.unformat(ctx, rec); err != nil {
+		return err
+	}
 	if err := s.takeApart(ctx, rec); err != nil {
 		return err
 	}

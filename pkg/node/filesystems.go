@@ -98,6 +98,26 @@ func (Tools) Make(ctx context.Context, device, fsType string) error {
 	return fault.Wrap(err, "make a file system on %s", device)
 }
 
+// Clear zeroes what Probe reads.
+func (Tools) Clear(device string) error {
+	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil {
+		zeros := make([]byte, min(size, probed))
+		_, err = f.WriteAt(zeros, 0)
+		if err == nil {
+			_, err = f.WriteAt(zeros, size-int64(len(zeros)))
+		}
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
 // Repair: ext4 is checked as before every boot (e2fsck(8) -p: only what needs no decision), which does nothing to a clean one;
 // xfs repairs itself at mount by its log, and xfs_repair is a person's decision.
 //

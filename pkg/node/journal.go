@@ -19,8 +19,11 @@ type record struct {
 	Volume  stage.Volume `json:"volume"`
 	// Staged: every step of Stage was done once. Without it the next Stage or Unstage may undo everything.
 	Staged bool `json:"staged"`
-	// Formatting: the device was found empty and a file system is being made on it. What is on it now is ours.
-	Formatting bool `json:"formatting,omitempty"`
+	// Formatting: the disk was found empty and a file system is being made on it, so that what is on it is nobody's data.
+	// That is believed only as long as no other host can have written it: Epoch is the owner epoch of the attachment,
+	// which every attach raises by one, wherever.
+	Formatting bool  `json:"formatting,omitempty"`
+	Epoch      int64 `json:"epoch,omitempty"`
 	// UUID of the disk, which names its links in the link directory.
 	UUID    string        `json:"uuid,omitempty"`
 	Targets []publication `json:"targets,omitempty"`

@@ -52,9 +52,18 @@ type Session interface {
 	// Device is what hostd serves; the descriptors are the session's.
 	Device() host.Device
 	// Export makes the block device. It needs a server. Kinds: Timeout (the server does not answer).
-	Export(ctx context.Context, readOnly, autoClear bool) (Device, error)
+	Export(ctx context.Context, o ExportOptions) (Device, error)
 	// Close closes the session's descriptors. An exported device stays.
 	Close() error
+}
+
+// ExportOptions say what block device a session becomes.
+type ExportOptions struct {
+	ReadOnly  bool
+	AutoClear bool // it disappears with its last user
+	// Partitions: the disk's partitions may become devices, by the kernel itself or by Devices.Partition. Without it
+	// nobody looks into a workload's own disk.
+	Partitions bool
 }
 
 // Mount is what is mounted at a path.
@@ -80,6 +89,8 @@ type FileSystems interface {
 	Probe(device string) (string, error)
 	// Make makes a file system on a device, whatever is on it.
 	Make(ctx context.Context, device, fsType string) error
+	// Clear makes Probe say "" of a device whose file system was not finished.
+	Clear(device string) error
 	// Repair replays and repairs what a clean mount does not need, and lets a file system that cannot grow while it is
 	// mounted grow before. It is called before a writable mount. Kinds: Damaged.
 	Repair(ctx context.Context, device, fsType string) error

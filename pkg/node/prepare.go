@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -9,7 +10,7 @@ import (
 )
 
 // EnsureMounted mounts what is on dev at the staging path, after making what is missing.
-func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device) error {
+func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device, epoch int64) error {
 	v := rec.Volume
 	device, err := s.contentDevice(v, dev)
 	if err != nil {
@@ -26,7 +27,7 @@ func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device) er
 		return fault.New(fault.Precondition, "unmount it", "%s at %s is mounted where volume %s is to be staged",
 			m.Source, v.StagingPath, v.ID)
 	}
-	if err := s.ensureFormatted(ctx, rec, device); err != nil {
+	if err := s.ensureFormatted(ctx, rec, device, epoch); err != nil {
 		return err
 	}
 	s.step("formatted")
@@ -60,7 +61,7 @@ func (s *Service) contentDevice(v stage.Volume, dev Device) (string, error) {
 
 // EnsureFormatted makes the file system on a device that holds nothing. The record says so first, so that the half-made
 // file system of a killed mkfs is known to be nobody's data.
-func (s *Service) ensureFormatted(ctx context.Context, rec *record, device string) error {
+func (s *Service) ensureFormatted(ctx context.Context, rec *record, device string, epoch int64) error {
 	v := rec.Volume
 	there, err := s.FileSystems.Probe(device)
 	if err != nil {
@@ -81,7 +82,7 @@ func (s *Service) ensureFormatted(ctx context.Context, rec *record, device strin
 			"volume %s is empty and to be mounted read-only", v.ID)
 	}
 	if !rec.Formatting {
-		rec.Formatting = true
+		rec.Formatting, rec.Epoch = true, epoch
 		if err := s.journal.save(rec); err != nil {
 			return err
 		}
@@ -91,6 +92,52 @@ func (s *Service) ensureFormatted(ctx context.Context, rec *record, device strin
 		return err
 	}
 	s.step("made")
+	rec.Formatting = false
+	return s.journal.save(rec)
+}
+
+// stillFormatting decides whether the record's Formatting holds for an attachment: it does if nobody else can have had
+// the disk since. In doubt what is on the disk is somebody's.
+func (s *Service) stillFormatting(rec *record, epoch int64) error {
+	if !rec.Formatting || epoch == rec.Epoch {
+		return nil
+	}
+	if epoch == rec.Epoch+1 {
+		rec.Epoch = epoch
+	} else {
+		rec.Formatting = false
+	}
+	return s.journal.save(rec)
+}
+
+// Unformat empties a disk again on which a file system was begun and not finished, attaching it for that if it must: the
+// next node that stages it would find content that is no file system, and refuse it.
+func (s *Service) unformat(ctx context.Context, rec *record) error {
+	if !rec.Formatting || rec.Staged {
+		return nil
+	}
+	dev, _, err := s.ensureAttached(ctx, rec)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if !rec.Formatting {
+		return nil
+	}
+	device, err := s.contentDevice(rec.Volume, dev)
+	if err != nil {
+		return err
+	}
+	if _, mounted, err := s.Mounts.At(rec.Volume.StagingPath); err != nil || mounted {
+		return err // a mounted file system was finished
+	}
+	if err := s.FileSystems.Clear(device); err != nil {
+		return fault.Wrap(err, "empty volume %s again", rec.Volume.ID)
+	}
+	s.step("cleared")
 	rec.Formatting = false
 	return s.journal.save(rec)
 }

@@ -117,14 +117,14 @@ func (s *Service) Stage(ctx context.Context, v stage.Volume) error {
 }
 
 func (s *Service) stage(ctx context.Context, rec *record) error {
-	dev, err := s.ensureAttached(ctx, rec)
+	dev, epoch, err := s.ensureAttached(ctx, rec)
 	if err != nil {
 		return err
 	}
 	defer dev.Close()
 	s.step("attached")
 	if rec.Volume.Mode == stage.Mount {
-		if err := s.ensureMounted(ctx, rec, dev); err != nil {
+		if err := s.ensureMounted(ctx, rec, dev, epoch); err != nil {
 			return err
 		}
 	}
