@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -13,11 +14,14 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
 // New disks have whole MiB, as VMware's products make them.
 const capacityUnit = 1 << 20
+
+const defaultAdapter = "lsilogic"
 
 var (
 	diskTypes   = []string{string(vmdk.MonolithicFlat), string(vmdk.TwoGbMaxExtentSparse), string(vmdk.MonolithicSparse), string(vmdk.TwoGbMaxExtentFlat)}
@@ -30,7 +34,7 @@ type shape struct{ diskType, format, adapter string }
 func (s *shape) flags(c *cobra.Command) {
 	c.Flags().StringVar(&s.diskType, "type", string(vmdk.MonolithicFlat), "createType: "+list(diskTypes))
 	c.Flags().StringVar(&s.format, "format", string(vmdk.Thin), "how a flat disk takes its space: "+list(diskFormats))
-	c.Flags().StringVar(&s.adapter, "adapter", "lsilogic", "adapter that the descriptor names: lsilogic, buslogic, ide or pvscsi")
+	c.Flags().StringVar(&s.adapter, "adapter", defaultAdapter, "adapter that the descriptor names: lsilogic, buslogic, ide or pvscsi")
 	must(c.RegisterFlagCompletionFunc("type", fixed(diskTypes...)))
 	must(c.RegisterFlagCompletionFunc("format", fixed(diskFormats...)))
 	must(c.RegisterFlagCompletionFunc("adapter", fixed("lsilogic", "buslogic", "ide", "pvscsi")))
@@ -45,17 +49,24 @@ func (a *app) createCommand() *cobra.Command {
 	var size string
 	var dryRun bool
 	c := &cobra.Command{
-		Use:   "create FILE --size SIZE",
+		Use:   "create FILE|NAME --size SIZE",
 		Short: "Make a new, empty disk",
 		Long: `Make a new, empty disk. FILE is the descriptor's path and ends in .vmdk; the extents get their names from it. The size
-is rounded up to whole MiB. FILE appears last and complete: a run that is interrupted or finds no space leaves nothing.`,
+is rounded up to whole MiB. FILE appears last and complete: a run that is interrupted or finds no space leaves nothing.
+
+With --datastore DIR it is a volume called NAME (types monolithicFlat and twoGbMaxExtentSparse); asked for again with the
+same options, the volume that is there is the answer. DIR must exist; it becomes a datastore if it is none.`,
 		Example: "  vmdkctl create disk.vmdk --size 10G\n  vmdkctl create disk.vmdk --size 10G --type twoGbMaxExtentSparse\n" +
-			"  vmdkctl create disk.vmdk --size 512M --format eagerzeroedthick",
+			"  vmdkctl create disk.vmdk --size 512M --format eagerzeroedthick\n" +
+			"  vmdkctl create --datastore /srv/disks database --size 10G",
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			bytes, err := cli.ParseSize(size)
 			if err != nil {
 				return cli.Usage{Err: err}
+			}
+			if a.datastore != "" {
+				return a.createVolume(c.Context(), args[0], s, roundUp(bytes), dryRun)
 			}
 			return a.create(c.Context(), args[0], s.params(roundUp(bytes)), dryRun)
 		},
@@ -86,22 +97,47 @@ func (a *app) create(ctx context.Context, path string, p vmdk.CreateParams, dryR
 	if err != nil {
 		return err
 	}
-	return a.answerCreated("Created", path)
-}
-
-// AnswerCreated describes a disk that this run made.
-func (a *app) answerCreated(what, path string) error {
 	f, err := findFile(path)
 	if err != nil {
 		return err
 	}
+	return a.answerCreated(f)
+}
+
+// CreateVolume makes a volume on the datastore.
+func (a *app) createVolume(ctx context.Context, name string, s shape, size int64, dryRun bool) error {
+	if dryRun {
+		return cli.Usage{Err: fault.New(fault.Invalid, "Leave one of them out.", "--dry-run does not work with --datastore")}
+	}
+	if s.adapter != defaultAdapter {
+		return cli.Usage{Err: fault.New(fault.Invalid, "Leave --adapter out.", "a volume's adapter is always %s", defaultAdapter)}
+	}
+	store, volumes, err := openVolumes(a.datastore, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	d, err := volumes.Create(ctx, host.DiskSpec{Name: name, Datastore: a.datastore, Size: size,
+		Format: host.DiskFormat(s.format), Type: host.DiskType(s.diskType)})
+	if err != nil {
+		return err
+	}
+	f, err := findOnDatastore(a.datastore, d.ID)
+	if err != nil {
+		return err
+	}
+	return a.answerCreated(f)
+}
+
+// AnswerCreated describes a disk that this run made, and closes f.
+func (a *app) answerCreated(f *found) error {
 	defer f.Close()
 	info, err := describe(f, len(f.Names)-1)
 	if err != nil {
 		return err
 	}
 	return a.format.Write(a.out, info, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "%s %s: %s, %s, %s allocated\n", what, cli.Printable(info.File), info.Type,
+		_, err := fmt.Fprintf(w, "Created %s: %s, %s, %s allocated\n", cli.Printable(info.File), info.Type,
 			cli.FormatSize(info.Capacity), cli.FormatSize(info.Allocated))
 		return err
 	})

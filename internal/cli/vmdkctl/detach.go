@@ -64,7 +64,7 @@ func (a *app) detach(ctx context.Context, what string, dryRun bool) error {
 	}
 	dir := theRunDir()
 	if att.State == keeperDied {
-		err = dir.bury(att)
+		err = dir.bury(ctx, att)
 	} else {
 		err = dir.askDetach(ctx, att)
 	}
@@ -72,7 +72,11 @@ func (a *app) detach(ctx context.Context, what string, dryRun bool) error {
 		return err
 	}
 	return a.format.Write(a.out, att, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "Detached %s (%s)\n", att.Device, cli.Printable(att.Disk))
+		lost := ""
+		if att.State == keeperDied {
+			lost = "; its keeper had died, and what was not flushed then is lost"
+		}
+		_, err := fmt.Fprintf(w, "Detached %s (%s)%s\n", att.Device, cli.Printable(att.Disk), lost)
 		return err
 	})
 }
@@ -113,7 +117,7 @@ func (d runDir) askDetach(ctx context.Context, att attachment) error {
 }
 
 // Bury takes away what a dead keeper left: the device that answers with errors now, and the state.
-func (d runDir) bury(att attachment) error {
+func (d runDir) bury(ctx context.Context, att attachment) error {
 	lock, err := d.claim(att.ID)
 	if err != nil {
 		return err
@@ -125,7 +129,7 @@ func (d runDir) bury(att attachment) error {
 	if err := clearDevices(att.ID); err != nil {
 		return err
 	}
-	if err := releaseDead(att, slog.New(slog.DiscardHandler)); err != nil {
+	if err := releaseDead(ctx, att, slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
 	d.forget(att.ID)

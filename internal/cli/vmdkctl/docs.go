@@ -54,7 +54,7 @@ var exitCodes = []struct {
 	{cli.ExitFailed, "the command could not do its work"},
 	{cli.ExitUsage, "the command line is wrong"},
 	{cli.ExitDamaged, "the disk is damaged; for `check`: errors were found"},
-	{cli.ExitWarned, "`check` only: no damage, but something to know about (an unclean shutdown, a live disk, lost space)"},
+	{cli.ExitWarned, "`check` only: no damage, but something to know about (a live disk, one that was not closed cleanly, something that some program may object to)"},
 	{cli.ExitInUse, "the disk is in use: attached, locked or mounted"},
 }
 

@@ -17,18 +17,21 @@ import (
 // MaxChain bounds how many links are followed; VMware's own limit is 32.
 const maxChain = 255
 
+// RecordFile marks the directory of a volume (package datastore).
+const recordFile = "record.json"
+
 // Found is the disk that an argument names.
 type found struct {
 	Dir    fsx.Dir // holds every file of the disk
 	Path   string  // of Dir, as the person wrote it
 	Names  []string
-	Volume *volume // nil for a disk that is just files
+	Volume *known // nil for a disk that is just files
 	// Links of the manifest, as many as Names; nil for a disk that is just files.
 	Links []datastore.Link
 }
 
-// Volume is the datastore's knowledge about a disk.
-type volume struct {
+// Known is the datastore's knowledge about a disk.
+type known struct {
 	Record   datastore.Record
 	Manifest datastore.Manifest
 }
@@ -63,7 +66,7 @@ func (a *app) find(arg string) (*found, error) {
 	if info.IsDir() {
 		return findVolume(arg, "")
 	}
-	if _, err := os.Stat(filepath.Join(filepath.Dir(arg), "record.json")); err == nil {
+	if _, err := os.Stat(filepath.Join(filepath.Dir(arg), recordFile)); err == nil {
 		return findVolume(filepath.Dir(arg), filepath.Base(arg))
 	}
 	return findFile(arg)
@@ -73,7 +76,7 @@ func (a *app) find(arg string) (*found, error) {
 func findOnDatastore(root, idOrName string) (*found, error) {
 	if _, err := os.Stat(filepath.Join(root, ".vmdk-csi", "datastore.json")); err != nil {
 		return nil, fault.New(fault.NotFound, "Give the directory that has .vmdk-csi, names and volumes in it; check that it is mounted.",
-			"%s holds no datastore: %w", root, err)
+			"%s holds no datastore", root)
 	}
 	id := idOrName
 	if !host.ValidDiskID(id) {
@@ -89,7 +92,7 @@ func findOnDatastore(root, idOrName string) (*found, error) {
 
 // FindVolume opens the volume in the directory path, up to the link link ("" is the head).
 func findVolume(path, link string) (*found, error) {
-	if _, err := os.Stat(filepath.Join(path, "record.json")); err != nil {
+	if _, err := os.Stat(filepath.Join(path, recordFile)); err != nil {
 		return nil, fault.New(fault.Invalid, "Name the .vmdk file in it.", "%s is a directory, and not that of a volume", path)
 	}
 	abs, err := filepath.Abs(path)
@@ -129,7 +132,7 @@ func findVolume(path, link string) (*found, error) {
 }
 
 // ReadVolume reads record and manifest.
-func readVolume(root, id string) (*volume, error) {
+func readVolume(root, id string) (*known, error) {
 	s, err := datastore.OpenPath(root, datastore.Options{})
 	if err != nil {
 		return nil, err
@@ -151,24 +154,43 @@ func readVolume(root, id string) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume{Record: r, Manifest: m}, nil
+	return &known{Record: r, Manifest: m}, nil
 }
 
 // FindFile follows a descriptor's parents.
 func findFile(path string) (*found, error) {
-	d, err := fsx.OpenRoot(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	f := &found{Dir: d, Path: filepath.Dir(path)}
-	if f.Names, err = follow(d, filepath.Base(path)); err != nil {
+	f, broken, err := findFileBroken(path)
+	if err == nil && broken != nil {
 		f.Close()
-		return nil, err
+		return nil, broken
 	}
-	return f, nil
+	return f, err
 }
 
-// Follow lists the links below name, base first. A hint is a name to look for in the child's own directory; its own
+// FindBroken is find for check: it returns as many links as there are, and why there are no more.
+func (a *app) findBroken(arg string) (f *found, broken, err error) {
+	if a.datastore == "" {
+		info, serr := os.Stat(arg)
+		_, rerr := os.Stat(filepath.Join(filepath.Dir(arg), recordFile))
+		if serr == nil && !info.IsDir() && rerr != nil {
+			return findFileBroken(arg)
+		}
+	}
+	f, err = a.find(arg)
+	return f, nil, err
+}
+
+func findFileBroken(path string) (f *found, broken, err error) {
+	d, err := fsx.OpenRoot(filepath.Dir(path))
+	if err != nil {
+		return nil, nil, err
+	}
+	f = &found{Dir: d, Path: filepath.Dir(path)}
+	f.Names, broken = follow(d, filepath.Base(path))
+	return f, broken, nil
+}
+
+// Follow lists the links below name, base first, and why it could not follow further. A hint is a name to look for in the child's own directory; its own
 // directory part is not followed, so that a foreign file cannot lead out of the place that was named.
 func follow(d fsx.Dir, name string) ([]string, error) {
 	names := []string{name}
@@ -176,25 +198,25 @@ func follow(d fsx.Dir, name string) ([]string, error) {
 	for {
 		info, err := d.Stat(name)
 		if err != nil {
-			return nil, err
+			return names, err
 		}
 		if seen[info.Inode] || len(names) > maxChain {
-			return nil, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)
+			return names, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)
 		}
 		seen[info.Inode] = true
 		hint, err := parentHint(d, name)
 		if err != nil {
-			return nil, err
+			return names, err
 		}
 		if hint == "" {
 			return names, nil
 		}
 		parent := hint[strings.LastIndexAny(hint, `/\`)+1:]
 		if fsx.CheckName(parent) != nil {
-			return nil, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s names %q as its parent", name, hint)
+			return names, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s names %q as its parent", name, hint)
 		}
 		if _, err := d.Stat(parent); errors.Is(err, fs.ErrNotExist) {
-			return nil, fault.New(fault.NotFound, "Put the parent and its extents into the directory of "+name+".",
+			return names, fault.New(fault.NotFound, "Put the parent and its extents into the directory of "+name+".",
 				"%s is a child of %q, and there is no %s beside it", name, hint, parent)
 		}
 		names = append([]string{parent}, names...)

@@ -55,7 +55,7 @@ type attachment struct {
 
 const keeperDied = "keeper died"
 
-// KeepID names an attachment of plain files: readable, and unique per path.
+// KeepID names an attachment of plain files: readable, unique per path, and short: a socket's path has 107 bytes (unix(7)).
 func keepID(path string) string {
 	sum := sha256.Sum256([]byte(path))
 	base := strings.Map(func(r rune) rune {
@@ -64,7 +64,7 @@ func keepID(path string) string {
 		}
 		return '_'
 	}, filepath.Base(path))
-	return base[:min(len(base), 100)] + "-" + hex.EncodeToString(sum[:6])
+	return base[:min(len(base), 40)] + "-" + hex.EncodeToString(sum[:6])
 }
 
 // Save writes the state file whole or not at all.

@@ -71,7 +71,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.convertCommand())
+	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.convertCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())
 	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
