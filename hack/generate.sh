@@ -28,7 +28,9 @@ helm=$(hack/tools/build.sh --path helm)/helm
 if [ ! -x "$helm" ]; then hack/tools/build.sh helm; fi
 {
   echo "# Made by hack/generate.sh from charts/vmdk-csi with its default values. Do not edit."
-  "$helm" template vmdk-csi charts/vmdk-csi --namespace vmdk-csi --include-crds --set createNamespace=true
+  cat deploy/namespace.yaml
+  "$helm" template vmdk-csi charts/vmdk-csi --namespace vmdk-csi --include-crds --set tests.enabled=false |
+    sed "/helm.sh\/chart:/d; s/managed-by: Helm/managed-by: kubectl/"
 } >"$out/deploy/vmdk-csi.yaml"
 
 if [ "$out" != "$ROOT" ]; then
