@@ -38,10 +38,22 @@ func Dup(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// AlignedBuffer is n bytes of page-aligned anonymous memory, all of it present. FreeBuffer gives it back.
+// AlignedBuffer is n bytes of page-aligned anonymous memory, all of it present, and kept so as far as the kernel lets us:
+// in small pages, that nothing collapses into large ones behind our back, and locked if RLIMIT_MEMLOCK allows.
+// FreeBuffer gives it back.
 func AlignedBuffer(n int) ([]byte, error) {
-	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-	return b, os.NewSyscallError("mmap", err)
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, os.NewSyscallError("mmap", err)
+	}
+	_ = unix.Madvise(b, unix.MADV_NOHUGEPAGE) // EINVAL: a kernel without huge pages
+	if err := unix.Madvise(b, unix.MADV_POPULATE_WRITE); err != nil {
+		for i := 0; i < n; i += 4096 { // Linux before 5.14
+			b[i] = 0
+		}
+	}
+	_ = unix.Mlock(b)
+	return b, nil
 }
 
 // FreeBuffer unmaps what AlignedBuffer returned.

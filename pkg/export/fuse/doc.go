@@ -15,6 +15,10 @@
 // harmless because all of them are positional and the block layer orders nothing behind an unanswered write. That holds
 // only if the predecessor is certainly dead: RESEND is written once, before the first thread reads.
 //
+// One death the kernel does not forgive: a server that is killed while the kernel copies a request into its memory, and
+// has a page missing there, makes the kernel answer that request with EIO (a fatal signal ends get_user_pages, and
+// fuse_dev_do_read gives up). So the buffers are present before the first read and stay so, see sys.AlignedBuffer.
+//
 // Invariants: SaveState has returned before INIT is answered. A server answers the unique number as it got it. No thread
 // is inside a read or a request when Serve returns.
 //

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -177,7 +178,7 @@ func (t *thread) init(args []byte) error {
 	native.PutUint16(out[18:], maxBackground) // congestion threshold
 	native.PutUint32(out[20:], n.maxWrite)
 	native.PutUint32(out[24:], 1) // time granularity, ns
-	native.PutUint16(out[28:], MaxIO/4096)
+	native.PutUint16(out[28:], uint16(MaxIO/os.Getpagesize()))
 	native.PutUint32(out[32:], uint32(n.flags>>32))
 	t.s.log.Info("FUSE session", "disk", t.s.p.Name, "protocol", minor, "flags", n.flags)
 	return t.reply(0, initOut, nil)

@@ -22,7 +22,8 @@ type Options struct {
 	Log     *slog.Logger // nil: silent
 }
 
-// DefaultThreads serve requests; each holds one MaxIO buffer, whose pages cost nothing before a request fills them.
+// DefaultThreads serve requests; each holds one MaxIO buffer, together the 8 MiB
+// that RLIMIT_MEMLOCK lets everybody lock by default.
 const DefaultThreads = 32
 
 // Server answers one session. It implements export.Server.

@@ -23,8 +23,9 @@ type thread struct {
 }
 
 func newThread(s *Server, fd int) (*thread, error) {
-	// The kernel refuses a read buffer that cannot take the largest WRITE with its headers (fuse_dev_do_read).
-	data, err := sys.AlignedBuffer(MaxIO + 4096)
+	// With head this is the least that the kernel takes: the largest WRITE with its headers (fuse_dev_do_read). Every page
+	// must be present: see the package's documentation, "Take-over".
+	data, err := sys.AlignedBuffer(MaxIO)
 	if err != nil {
 		return nil, err
 	}
