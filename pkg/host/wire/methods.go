@@ -1,0 +1,103 @@
+package wire
+
+import (
+	"context"
+	"os"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+// Create implements host.Disks.
+func (cl *Client) Create(ctx context.Context, spec host.DiskSpec) (d host.Disk, err error) {
+	err = cl.plain(ctx, mCreate, spec, &d)
+	return d, err
+}
+
+// Delete implements host.Disks.
+func (cl *Client) Delete(ctx context.Context, id string) error {
+	return cl.plain(ctx, mDelete, byID{ID: id}, nil)
+}
+
+// Get implements host.Disks.
+func (cl *Client) Get(ctx context.Context, id string) (d host.Disk, err error) {
+	err = cl.plain(ctx, mGet, byID{ID: id}, &d)
+	return d, err
+}
+
+// List implements host.Disks.
+func (cl *Client) List(ctx context.Context, max int, token string) ([]host.Disk, string, error) {
+	var r listResult
+	err := cl.plain(ctx, mList, listArgs{Max: max, Token: token}, &r)
+	return r.Disks, r.Next, err
+}
+
+// Expand implements host.Disks.
+func (cl *Client) Expand(ctx context.Context, id string, size int64) (d host.Disk, err error) {
+	err = cl.plain(ctx, mExpand, byID{ID: id, Size: size}, &d)
+	return d, err
+}
+
+// Claim implements host.Claims.
+func (cl *Client) Claim(ctx context.Context, id string, c host.Claim) error {
+	return cl.plain(ctx, mClaim, claimArgs{ID: id, Claim: c}, nil)
+}
+
+// Unclaim implements host.Claims.
+func (cl *Client) Unclaim(ctx context.Context, id, node string) error {
+	return cl.plain(ctx, mUnclaim, byID{ID: id, Node: node}, nil)
+}
+
+// Datastores implements host.Datastores.
+func (cl *Client) Datastores(ctx context.Context) (list []host.Datastore, err error) {
+	err = cl.plain(ctx, mDatastores, nil, &list)
+	return list, err
+}
+
+// Attach implements host.Attacher.
+func (cl *Client) Attach(ctx context.Context, req host.AttachRequest, dev host.Device) (a host.Attachment, err error) {
+	args := attachArgs{Request: req}
+	var files []*os.File
+	for i, f := range []*os.File{dev.Fuse, dev.Table} {
+		if f != nil {
+			args.Has[i] = true
+			files = append(files, f)
+		}
+	}
+	got, err := cl.call(ctx, mAttach, args, files, &a)
+	closeFiles(got)
+	return a, err
+}
+
+// Detach implements host.Attacher.
+func (cl *Client) Detach(ctx context.Context, id string) error {
+	return cl.plain(ctx, mDetach, byID{ID: id}, nil)
+}
+
+// Attachments implements host.Attacher.
+func (cl *Client) Attachments(ctx context.Context) (list []host.Attachment, err error) {
+	err = cl.plain(ctx, mAttachments, nil, &list)
+	return list, err
+}
+
+// Grown implements host.Attacher.
+func (cl *Client) Grown(ctx context.Context, id string) (a host.Attachment, err error) {
+	err = cl.plain(ctx, mGrown, byID{ID: id}, &a)
+	return a, err
+}
+
+// Sync implements host.Keeper.
+func (cl *Client) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) {
+	texts, files := pack(held)
+	var back []heldText
+	got, err := cl.call(ctx, mSync, texts, files, &back)
+	if err != nil {
+		return nil, err
+	}
+	out, err := unpack(back, got)
+	if err != nil {
+		closeFiles(got)
+		return nil, fault.Wrap(err, "hostd's answer")
+	}
+	return out, nil
+}
