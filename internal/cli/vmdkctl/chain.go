@@ -19,7 +19,7 @@ type chainInfo struct {
 }
 
 type chainLink struct {
-	*linkInfo
+	linkInfo
 	// ParentMatches says whether parentCID is the parent's CID; true for a base.
 	ParentMatches bool `json:"parentMatches"`
 }
@@ -58,7 +58,7 @@ func describeChain(f *found) (*chainInfo, error) {
 		c.Volume, l.Volume = l.Volume, nil
 		c.Capacity = l.Capacity
 		c.Allocated += l.Allocated
-		c.Links = append(c.Links, chainLink{linkInfo: l, ParentMatches: i == 0 || l.ParentCID == c.Links[i-1].CID})
+		c.Links = append(c.Links, chainLink{linkInfo: *l, ParentMatches: i == 0 || l.ParentCID == c.Links[i-1].CID})
 	}
 	return c, nil
 }

@@ -119,7 +119,11 @@ func verdict(r *vmdk.Report) string {
 
 func problemOf(err error, file string) vmdk.Problem {
 	p := vmdk.Problem{Code: vmdk.NotOpenable, Severity: vmdk.Fatal, File: file}
-	if errors.Is(err, fault.NotFound) {
+	var loop *loopError
+	switch {
+	case errors.As(err, &loop):
+		p.Code = vmdk.ChainLoop
+	case errors.Is(err, fault.NotFound):
 		p.Code = vmdk.ParentMissing
 	}
 	f := fault.From(err)

@@ -105,6 +105,9 @@ func (a *app) convert(ctx context.Context, v conversion) (err error) {
 	if v.toFmt == vmdkImage {
 		done.Type = v.shape.diskType
 		done.Capacity = (src.Size() + vmdk.SectorSize - 1) / vmdk.SectorSize * vmdk.SectorSize
+		if err := v.shape.check(done.Capacity, vmdk.SectorSize); err != nil {
+			return err
+		}
 	}
 	if done.Data, err = dataBytes(ctx, src); err != nil {
 		return fault.Wrap(err, "source %s", v.from)

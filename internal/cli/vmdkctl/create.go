@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,24 @@ func (s *shape) params(capacity int64) vmdk.CreateParams {
 	return vmdk.CreateParams{Capacity: capacity, Type: vmdk.Type(s.diskType), Format: vmdk.Format(s.format), AdapterType: s.adapter}
 }
 
+// Check refuses what no disk can be, in words for a person; package vmdk has the last word.
+func (s *shape) check(capacity, smallest int64) error {
+	largest := vmdk.MaxCapacity
+	if s.diskType == string(vmdk.MonolithicSparse) {
+		largest = vmdk.MaxSparseExtent
+	}
+	switch {
+	case !slices.Contains(diskTypes, s.diskType):
+		return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(diskTypes)+".", "unknown type %q", s.diskType)}
+	case !slices.Contains(diskFormats, s.format):
+		return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(diskFormats)+".", "unknown format %q", s.format)}
+	case capacity < smallest || capacity > largest:
+		return fault.New(fault.OutOfRange, "Choose a size in this range; monolithicFlat reaches "+cli.FormatSize(vmdk.MaxCapacity)+".",
+			"the capacity of a %s disk is from %s to %s, not %s", s.diskType, cli.FormatSize(smallest), cli.FormatSize(largest), cli.FormatSize(capacity))
+	}
+	return nil
+}
+
 func (a *app) createCommand() *cobra.Command {
 	var s shape
 	var size string
@@ -65,10 +84,14 @@ same options, the volume that is there is the answer. DIR must exist; it becomes
 			if err != nil {
 				return cli.Usage{Err: err}
 			}
-			if a.datastore != "" {
-				return a.createVolume(c.Context(), args[0], s, roundUp(bytes), dryRun)
+			bytes = roundUp(bytes)
+			if err := s.check(bytes, capacityUnit); err != nil {
+				return err
 			}
-			return a.create(c.Context(), args[0], s.params(roundUp(bytes)), dryRun)
+			if a.datastore != "" {
+				return a.createVolume(c.Context(), args[0], s, bytes, dryRun)
+			}
+			return a.create(c.Context(), args[0], s.params(bytes), dryRun)
 		},
 	}
 	c.Flags().StringVar(&size, "size", "", "capacity: 10G, 512M, ...")

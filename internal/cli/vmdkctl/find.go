@@ -190,6 +190,11 @@ func findFileBroken(path string) (f *found, broken, err error) {
 	return f, broken, nil
 }
 
+// LoopError is a chain whose link is its own ancestor.
+type loopError struct{ *fault.Fault }
+
+func (e *loopError) Unwrap() error { return e.Fault }
+
 // Follow lists the links below name, base first, and why it could not follow further. A hint is a name to look for in the child's own directory; its own
 // directory part is not followed, so that a foreign file cannot lead out of the place that was named.
 func follow(d fsx.Dir, name string) ([]string, error) {
@@ -201,7 +206,8 @@ func follow(d fsx.Dir, name string) ([]string, error) {
 			return names, err
 		}
 		if seen[info.Inode] || len(names) > maxChain {
-			return names, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)
+			return names, &loopError{fault.New(fault.Damaged, "Restore the descriptor from a backup.",
+				"the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)}
 		}
 		seen[info.Inode] = true
 		hint, err := parentHint(d, name)
