@@ -32,3 +32,10 @@ func (s *Set) TryLock(key, op string) (unlock func(), err error) {
 		})
 	}, nil
 }
+
+// Idle says whether no key is held.
+func (s *Set) Idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.busy) == 0
+}

@@ -153,6 +153,16 @@ func (s *Datastore) UUID() string { return s.id.UUID }
 // Space is the capacity and what is free, in bytes.
 func (s *Datastore) Space() (total, free int64, err error) { return s.root.Space() }
 
+// Look describes the metadata directory that is at path now, to be compared with Root.
+func Look(path string) (fsx.Info, error) {
+	d, err := fsx.OpenRoot(path)
+	if err != nil {
+		return fsx.Info{}, err
+	}
+	defer d.Close()
+	return d.Stat(metaDir)
+}
+
 // Root describes the datastore's metadata directory; another inode at the same path means another mount.
 func (s *Datastore) Root() (fsx.Info, error) { return s.root.Stat(metaDir) }
 

@@ -81,6 +81,18 @@ func (s *Datastore) Reserved(key string) (Record, error) {
 	return r, fault.Wrap(err, "name record")
 }
 
+// HasName says whether key has a record.
+func (s *Datastore) HasName(key string) (bool, error) {
+	if err := checkEntry(key); err != nil {
+		return false, err
+	}
+	_, err := s.names.Stat(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Free removes the record of key; one that is not there is free already.
 func (s *Datastore) Free(key string) error {
 	if err := checkEntry(key); err != nil {

@@ -167,16 +167,46 @@ func (v *Volumes) Release(ctx context.Context, id string, epoch int64, unclean b
 	return lost(id, s.Commit(m))
 }
 
-// Owned says under which epoch this host holds the disk, 0 if it does not.
-func (v *Volumes) Owned(_ context.Context, id string) (epoch int64, err error) {
+// Held is what the manifest says about this host.
+type Held struct {
+	Epoch    int64 // under which this host holds the disk, 0 if it does not
+	Rebooted bool  // it held it before this machine's last start: no process of it is left
+}
+
+// Held says whether this host holds the disk. Kinds: NotFound, Damaged.
+func (v *Volumes) Held(id string) (Held, error) {
 	vol, err := v.store.OpenVolume(id)
 	if err != nil {
-		return 0, notThere(id, err)
+		return Held{}, notThere(id, err)
 	}
 	defer vol.Close()
 	m, err := current(vol)
 	if err != nil || m.Released || m.Owner.Host != v.me.Host {
-		return 0, err
+		return Held{}, err
 	}
-	return m.Epoch, nil
+	return Held{Epoch: m.Epoch, Rebooted: m.Owner.BootID != v.me.BootID}, nil
+}
+
+// Links are the links that the manifest names, base first. Kinds: NotFound, Damaged.
+func (v *Volumes) Links(id string) ([]datastore.Link, error) {
+	vol, err := v.store.OpenVolume(id)
+	if err != nil {
+		return nil, notThere(id, err)
+	}
+	defer vol.Close()
+	m, err := current(vol)
+	return m.Links, err
+}
+
+// Has says whether the datastore has anything of the disk, complete or not.
+func (v *Volumes) Has(id string) (bool, error) {
+	vol, err := v.store.OpenVolume(id)
+	if err == nil {
+		vol.Close()
+		return true, nil
+	}
+	if !errors.Is(err, fault.NotFound) {
+		return false, err
+	}
+	return v.store.HasName(nameKey(id))
 }

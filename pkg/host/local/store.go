@@ -1,0 +1,138 @@
+package local
+
+import (
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
+)
+
+// store is one datastore of the host, open or not.
+type store struct {
+	cfg    DatastoreConfig
+	me     lease.Identity
+	engine volume.Engine
+	ids    *identities
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	ds      *datastore.Datastore
+	vols    *volume.Volumes
+	retired []*datastore.Datastore // replaced, perhaps in use by an operation that began before
+	last    string                 // the last reason why it is not ready, to log it once
+}
+
+func (d DatastoreConfig) check() error {
+	switch {
+	case d.Name == "" || len(d.Name) > 63 || strings.Trim(d.Name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "":
+		return fault.New(fault.Invalid, "Use 1 to 63 of a-z, 0-9, - and .", "%q cannot be the name of a datastore", d.Name)
+	case !filepath.IsAbs(d.Path) || filepath.Clean(d.Path) != d.Path:
+		return fault.New(fault.Invalid, "Give an absolute path without '..', '.' or a trailing slash.",
+			"datastore %s: %q is not the plain path of a directory", d.Name, d.Path)
+	case d.Scope != host.ScopeNode && d.Scope != host.ScopeShared:
+		return fault.New(fault.Invalid, "", "datastore %s: scope %q is none of node, shared", d.Name, d.Scope)
+	}
+	return nil
+}
+
+// open is the datastore's volumes; it opens a datastore that is not open, and one whose directory was replaced (mounted
+// or unmounted meanwhile).
+func (s *store) open() (*volume.Volumes, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ds != nil && s.same() {
+		return s.vols, nil
+	}
+	s.retireLocked()
+	err := s.openLocked()
+	if err != nil {
+		err = fault.Wrap(err, "datastore %s", s.cfg.Name)
+		if s.last != err.Error() {
+			s.log.Warn("datastore is not ready", "datastore", s.cfg.Name, "path", s.cfg.Path, "error", err)
+			s.last = err.Error()
+		}
+		return nil, err
+	}
+	s.last = ""
+	s.log.Info("datastore is ready", "datastore", s.cfg.Name, "path", s.cfg.Path, "uuid", s.ds.UUID())
+	return s.vols, nil
+}
+
+func (s *store) openLocked() error {
+	want, err := s.ids.get(s.cfg.Name)
+	if err != nil {
+		return err
+	}
+	ds, err := datastore.OpenPath(s.cfg.Path, datastore.Options{UUID: want})
+	if err != nil {
+		return err
+	}
+	if want == "" {
+		if err := s.ids.set(s.cfg.Name, ds.UUID()); err != nil {
+			ds.Close()
+			return err
+		}
+	}
+	s.ds = ds
+	s.vols = volume.New(volume.Config{Store: ds, Name: s.cfg.Name, Host: s.me, Engine: s.engine, Log: s.log})
+	return nil
+}
+
+// same says whether the path still leads to the open datastore.
+func (s *store) same() bool {
+	now, err := datastore.Look(s.cfg.Path)
+	if err != nil {
+		return false
+	}
+	then, err := s.ds.Root()
+	return err == nil && then.Inode == now.Inode && then.Device == now.Device
+}
+
+// retire makes the next open start anew.
+func (s *store) retire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retireLocked()
+}
+
+func (s *store) retireLocked() {
+	if s.ds != nil {
+		s.retired = append(s.retired, s.ds)
+		s.ds, s.vols = nil, nil
+	}
+}
+
+func (s *store) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retireLocked()
+	for _, ds := range s.retired {
+		ds.Close()
+	}
+	s.retired = nil
+}
+
+func (s *store) space() (total, free int64, err error) {
+	if _, err := s.open(); err != nil {
+		return 0, 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ds == nil {
+		return 0, 0, fault.New(fault.Unavailable, "Try again.", "datastore %s is being opened anew", s.cfg.Name)
+	}
+	return s.ds.Space()
+}
+
+// dress adds to a disk what the datastore alone does not know.
+func (s *store) dress(d *host.Disk) {
+	if s.cfg.Scope == host.ScopeNode {
+		d.Hosts = []string{s.me.Host}
+	}
+}

@@ -1,0 +1,50 @@
+package local
+
+import (
+	"context"
+	"os"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+)
+
+// Workers runs one process per attached disk (pkg/worker's Supervisor).
+type Workers interface {
+	// Start serves a disk and returns when its device answers. old, if not nil, is the pidfd of a process that served
+	// it: it is ended, and the disk is served only after its certain death.
+	Start(ctx context.Context, spec WorkerSpec, old *os.File) (Worker, error)
+}
+
+// WorkerSpec is a disk to serve; the descriptors stay the caller's.
+type WorkerSpec struct {
+	ID       string
+	Dir      *os.File    // the disk's directory
+	Links    []chain.Ref // base first
+	Device   host.Device
+	ReadOnly bool
+	Format   host.DiskFormat
+}
+
+// Worker is one served disk; a process of it that dies is replaced. It has one method more than five for State.
+type Worker interface {
+	// Grow makes the disk at least size bytes large and makes the kernel ask for its size again.
+	Grow(ctx context.Context, size int64) error
+	// Stop closes the disk cleanly and ends the process. Unavailable, Timeout: it is served on.
+	Stop(ctx context.Context) error
+	// Kill ends the process, with certainty, and leaves the disk as it is.
+	Kill() error
+	// PidFD is the process; the caller closes it. Unavailable: there is none just now.
+	PidFD() (*os.File, error)
+	// SetLinks changes what a replacement process opens.
+	SetLinks(links []chain.Ref)
+	State() WorkerState
+}
+
+// WorkerState is a snapshot.
+type WorkerState struct {
+	PID      int
+	Restarts int
+	Size     int64 // bytes
+	Ended    bool  // no process will serve the disk any more
+	Poisoned bool
+}
