@@ -115,9 +115,10 @@ func releaseDead(ctx context.Context, att attachment, log *slog.Logger) error {
 		return err
 	}
 	defer store.Close()
-	epoch, err := volumes.Owned(ctx, att.Volume)
-	if err != nil || epoch == 0 {
+	v, err := readVolume(att.Datastore, att.Volume)
+	if err != nil {
 		return err
 	}
-	return volumes.Release(ctx, att.Volume, epoch, true)
+	// What this machine does not hold under this epoch counts as released.
+	return volumes.Release(ctx, att.Volume, v.Manifest.Epoch, true)
 }
