@@ -45,7 +45,7 @@ set_up() {
   "$HACK_DIR/kind/up.sh"
   eval "$("$HACK_DIR/kind/env.sh" --print)"
   export PATH=$REPO_DIR/bin:$PATH
-  "$HACK_DIR/install.sh"
+  "$HACK_DIR/install.sh" --values "$HACK_DIR/kind/values.yaml"
 }
 
 claim_to_vmdk() {

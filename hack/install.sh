@@ -19,6 +19,11 @@ if [[ $loaded == *":$VERSION "* && $(grep -o "vmdk-hostd:$VERSION" <<<"$loaded" 
 else
   "$HACK_DIR/kind/load.sh" "${images[@]}"
 fi
+# Without the capability no container can be given it; workers then go on without that wall.
+if (((16#$(sed -n 's/^CapBnd:\s*//p' /proc/self/status) >> 24 & 1) == 0)); then
+  info "this machine's root lacks CAP_SYS_RESOURCE: hostd.ioFlusher=false"
+  set -- "$@" --set hostd.ioFlusher=false
+fi
 step "helm upgrade --install vmdk-csi charts/vmdk-csi"
 helm upgrade --install vmdk-csi "$REPO_DIR/charts/vmdk-csi" --namespace vmdk-csi --create-namespace \
   --set-string image.tag="$VERSION" --wait --timeout 5m "$@" >/dev/null

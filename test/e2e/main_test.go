@@ -66,7 +66,32 @@ func setup() error {
 	if err := readEnvironment(); err != nil {
 		return err
 	}
-	return script("hack/install.sh", "--values", filepath.Join(repo(), "test/e2e/values.yaml"))
+	if err := mountSmall(); err != nil {
+		return err
+	}
+	if err := script("hack/install.sh", "--values", filepath.Join(repo(), "test/e2e/values.yaml")); err != nil {
+		return err
+	}
+	if out, err := tryKubectl("apply", "-f", filepath.Join(repo(), "test/e2e/classes.yaml")); err != nil {
+		return fmt.Errorf("storage classes: %w: %s", err, out)
+	}
+	return nil
+}
+
+// mountSmall gives every node the small file system that is the datastore "small".
+func mountSmall() error {
+	out, err := tryKubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
+	if err != nil {
+		return fmt.Errorf("nodes: %w: %s", err, out)
+	}
+	for _, n := range strings.Fields(out) {
+		b, err := exec.Command("docker", "exec", n, "sh", "-c", `d=/var/lib/vmdk-csi/small; mkdir -p $d
+grep -q " $d " /proc/mounts || mount -t tmpfs -o size=64m small $d`).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("mount the small file system on %s: %w: %s", n, err, b)
+		}
+	}
+	return nil
 }
 
 // readEnvironment takes over what hack/kind/env.sh prints: where the engine and the cluster are.
