@@ -29,14 +29,14 @@ func TestTakeover(t *testing.T) {
 				d.o = chain.Options{Direct: d.r.IntN(2) == 0}
 				for range children {
 					d.open()
-					d.steps(30)
+					d.steps(15)
 					d.close()
 					d.addChild(vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, ExtentSize: 4 * mib})
 				}
 				d.o.Pending, d.o.Locks = pending, true
 				d.open()
-				for range 12 {
-					for range d.r.IntN(25) {
+				for range 5 {
+					for range d.r.IntN(20) {
 						d.step()
 					}
 					if err := d.c.Abandon(); err != nil {
