@@ -61,6 +61,7 @@ var outside = map[string]outsideRule{
 	},
 	"internal/deps":   {reason: "holds requirements in go.mod, never built"},
 	"internal/floors": {reason: "this test"},
+	"internal/crash":  {reason: "crash enumeration, tests only"},
 	"internal/sim":    {reason: "simulators, for tests"},
 	"test":            {reason: "suites over the whole product"},
 	"hack":            {reason: "build and cluster tooling, not part of the product"},

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -132,6 +133,20 @@ func (s *FS) Copy() *FS {
 	t := s.tree.clone()
 	t.recount()
 	return fromTree(s.opts, t)
+}
+
+// Survivor is what the process that recorded leaves when it dies while the machine lives: all of it, with the events.
+func (s *FS) Survivor() *FS {
+	c := s.Copy()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.log {
+		if o.Kind == opEvent {
+			c.events = append(c.events, o.event)
+		}
+	}
+	c.cut = fmt.Sprintf("the process died after %d operations", s.ops)
+	return c
 }
 
 // Equal tells whether two file systems have the same names with the same content.

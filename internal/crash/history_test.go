@@ -1,0 +1,148 @@
+package crash
+
+import (
+	"fmt"
+	"slices"
+)
+
+const sector = 512
+
+// event is what the caller started or was promised; sim keeps it in its log.
+type event struct {
+	op     string // open, create, write, flush, expand, delete
+	done   bool   // promised; else started
+	off, n int64  // write: bytes
+	stamp  byte   // write: value, 0 for a discard
+	size   int64  // expand, create: bytes
+	uuid   string // open and create, done: the identity of the datastore, of the disk
+}
+
+func (e event) String() string {
+	state := "starts"
+	if e.done {
+		state = "is done"
+	}
+	switch e.op {
+	case "write":
+		return fmt.Sprintf("write %d at [%d,+%d) %s", e.stamp, e.off, e.n, state)
+	case "create", "expand":
+		return fmt.Sprintf("%s %d MiB %s", e.op, e.size>>20, state)
+	}
+	return e.op + " " + state
+}
+
+type presence int
+
+const (
+	absent presence = iota
+	maybe
+	present
+)
+
+// cell is one sector: the values written to it, oldest first, and which of them is the oldest that may still be read.
+type cell struct {
+	values  []byte
+	acked   int // index of the last acknowledged one
+	durable int // index of the last flushed one
+}
+
+// promise is what must hold after the events that led to it.
+type promise struct {
+	store   string // identity of the datastore, once promised
+	disk    presence
+	uuid    string
+	size    int64 // bytes, at least
+	growing int64 // bytes, a larger size that is possible too
+	cells   map[int64]*cell
+}
+
+func newPromise() *promise { return &promise{cells: map[int64]*cell{}} }
+
+// after is the promise that the events make.
+func after(events []any) *promise {
+	p := newPromise()
+	for _, e := range events {
+		p.add(e.(event))
+	}
+	return p
+}
+
+func (p *promise) add(e event) {
+	switch e.op {
+	case "open":
+		p.store = e.uuid
+	case "create":
+		p.create(e)
+	case "write":
+		for s := e.off / sector; s < (e.off+e.n)/sector; s++ {
+			c := p.cell(s)
+			if e.done {
+				c.acked = len(c.values) - 1
+			} else {
+				c.values = append(c.values, e.stamp)
+			}
+		}
+	case "flush":
+		// No write runs beside a flush here, so what was acknowledged when it began is what is now.
+		for _, c := range p.cells {
+			if e.done {
+				c.durable = c.acked
+			}
+		}
+	case "expand":
+		if e.done {
+			p.size, p.growing = max(p.size, e.size), 0
+		} else {
+			p.growing = max(e.size, p.growing)
+		}
+	case "delete":
+		if e.done {
+			*p = promise{store: p.store, cells: map[int64]*cell{}}
+		} else if p.disk == present {
+			p.disk = maybe
+		}
+	}
+}
+
+func (p *promise) create(e event) {
+	switch {
+	case e.done:
+		p.disk, p.uuid = present, e.uuid
+		p.size = max(p.size, e.size)
+	case p.disk == absent:
+		p.disk = maybe
+		p.size = e.size
+	}
+}
+
+func (p *promise) cell(s int64) *cell {
+	c := p.cells[s]
+	if c == nil {
+		c = &cell{values: []byte{0}}
+		p.cells[s] = c
+	}
+	return c
+}
+
+// allows tells whether a sector may read as stamp.
+func (p *promise) allows(s int64, stamp byte) bool {
+	c := p.cells[s]
+	if c == nil {
+		return stamp == 0
+	}
+	return slices.Contains(c.values[c.durable:], stamp)
+}
+
+func (p *promise) allowed(s int64) []byte {
+	if c := p.cells[s]; c != nil {
+		return c.values[c.durable:]
+	}
+	return []byte{0}
+}
+
+// settle turns what was acknowledged into what is kept: the process died, its successor has the pending table.
+func (p *promise) settle() {
+	for _, c := range p.cells {
+		c.durable = c.acked
+	}
+}
