@@ -156,7 +156,7 @@ func (n *Node) NodeExpandVolume(ctx context.Context, req *csi.NodeExpandVolumeRe
 		err = checkPath("volume_path", "")
 	}
 	if err == nil {
-		err = firstError(checkID(req.GetVolumeId()), checkPath("volume_path", req.GetVolumePath()))
+		err = checkID(req.GetVolumeId()) // a path that is none of the volume's is not found, whatever its form
 	}
 	var size int64
 	if err == nil {

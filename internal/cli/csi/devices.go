@@ -14,16 +14,17 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker/table"
 )
 
-// devices are loop devices over the file of a FUSE session, which is named by the disk's id: that name is how a device is
+// Devices are loop devices over the file of a FUSE session, which is named by the disk's id: that name is how a device is
 // found again, whoever made it.
-type devices struct{}
+type Devices struct{}
 
 type session struct {
 	fuse  *fuse.Session
 	table *os.File
 }
 
-func (devices) NewSession(id string) (node.Session, error) {
+// NewSession makes a FUSE session and the pending table beside it.
+func (Devices) NewSession(id string) (node.Session, error) {
 	f, err := fuse.NewSession(id)
 	if err != nil {
 		return nil, err
@@ -56,7 +57,8 @@ func (s *session) Export(ctx context.Context, o node.ExportOptions) (node.Device
 	return node.Device{Path: d.Path(), ReadOnly: o.ReadOnly, AutoClear: o.AutoClear, Hold: d}, nil
 }
 
-func (devices) Find(id string) (node.Device, bool, error) {
+// Find finds the one device over the file of the disk.
+func (Devices) Find(id string) (node.Device, bool, error) {
 	all, err := whole(id)
 	if err != nil || len(all) == 0 {
 		return node.Device{}, false, err
@@ -82,13 +84,14 @@ func (devices) Find(id string) (node.Device, bool, error) {
 
 func whole(id string) ([]loop.Attached, error) { return loop.FindByName(id) }
 
-// hasDevice says whether disk id has a block device here, without opening it.
-func hasDevice(id string) (bool, error) {
+// HasDevice says whether disk id has a block device here, without opening it.
+func HasDevice(id string) (bool, error) {
 	all, err := whole(id)
 	return len(all) > 0, err
 }
 
-func (devices) Resize(d node.Device) error {
+// Resize asks the loop driver for the size of the file.
+func (Devices) Resize(d node.Device) error {
 	l, ok := d.Hold.(*loop.Device)
 	if !ok {
 		return fault.New(fault.Internal, "", "%s is not held", d.Path)
@@ -96,13 +99,14 @@ func (devices) Resize(d node.Device) error {
 	return l.SetCapacity()
 }
 
-func (devices) Partition(d node.Device, start, length int64) (string, error) {
+// Partition makes the partition device, whether or not the kernel has a parser.
+func (Devices) Partition(d node.Device, start, length int64) (string, error) {
 	return blkpg.Ensure(d.Path, start, length)
 }
 
 // Release detaches every device of the disk; a device that somebody has open is detached with its last user, and until
 // then it is in use.
-func (devices) Release(ctx context.Context, id string) error {
+func (Devices) Release(ctx context.Context, id string) error {
 	all, err := whole(id)
 	if err != nil {
 		return err
