@@ -9,8 +9,8 @@
 // keeps it. What a bus answered survives this process.
 //
 // Emulated keeps its state in one small JSON file (temporary file, fsync, rename, fsync of the directory) in the host's
-// run directory, which the machine's restart empties, as a real bus would be. Its mutex guards the file and the map;
-// it is held during the write, and no goroutine is started.
+// run directory, which the machine's restart empties, as a real bus would be. Its mutex guards the file;
+// it is held while the file is read and written, and no goroutine is started.
 //
 // hotaddtest is the conformance suite of the port. Adapters for real buses are hotadd/qemu and hotadd/vsphere (floor 5).
 //

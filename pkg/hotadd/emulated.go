@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,11 +13,11 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// Emulated is a bus without hardware: it gives slots and remembers them.
+// Emulated is a bus without hardware: it gives slots and remembers them. Every method reads the file anew, so that a
+// process that succeeds another on the same bus goes on where that one stopped.
 type Emulated struct {
 	mu   sync.Mutex
 	path string
-	used map[Slot]Disk
 }
 
 var _ Bus = (*Emulated)(nil)
@@ -26,10 +25,16 @@ var _ Bus = (*Emulated)(nil)
 // OpenEmulated opens the bus whose state is the file at path; a missing file is an empty bus. Kinds: Damaged, those of
 // reading a file.
 func OpenEmulated(path string) (*Emulated, error) {
-	b := &Emulated{path: path, used: map[Slot]Disk{}}
-	text, err := os.ReadFile(path)
+	b := &Emulated{path: path}
+	_, err := b.load()
+	return b, err
+}
+
+func (b *Emulated) load() (map[Slot]Disk, error) {
+	used := map[Slot]Disk{}
+	text, err := os.ReadFile(b.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return b, nil
+		return used, nil
 	}
 	if err != nil {
 		return nil, fault.Wrap(err, "state of the emulated bus")
@@ -40,13 +45,13 @@ func OpenEmulated(path string) (*Emulated, error) {
 	}
 	ids := map[string]bool{}
 	for _, o := range list {
-		_, taken := b.used[o.Slot]
+		_, taken := used[o.Slot]
 		if o.Slot.Check() != nil || o.Disk.ID == "" || taken || ids[o.Disk.ID] {
 			return nil, b.damaged(errors.New("slot " + o.Slot.String() + " or its disk is impossible or named twice"))
 		}
-		b.used[o.Slot], ids[o.Disk.ID] = o.Disk, true
+		used[o.Slot], ids[o.Disk.ID] = o.Disk, true
 	}
-	return b, nil
+	return used, nil
 }
 
 func (b *Emulated) damaged(err error) error {
@@ -61,18 +66,21 @@ func (b *Emulated) Attach(_ context.Context, want Disk) (Slot, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s, ok := b.find(want.ID); ok {
+	used, err := b.load()
+	if err != nil {
+		return Slot{}, err
+	}
+	if s, ok := find(used, want.ID); ok {
 		return s, nil
 	}
 	for c := range Controllers {
 		for u := range Units {
 			s := Slot{Controller: c, Unit: u}
-			if _, taken := b.used[s]; taken || u == ReservedUnit {
+			if _, taken := used[s]; taken || u == ReservedUnit {
 				continue
 			}
-			next := maps.Clone(b.used)
-			next[s] = want
-			return s, b.save(next)
+			used[s] = want
+			return s, b.save(used)
 		}
 	}
 	return Slot{}, fault.New(fault.Exhausted, "Detach a disk from this host, or use another host.",
@@ -83,34 +91,42 @@ func (b *Emulated) Attach(_ context.Context, want Disk) (Slot, error) {
 func (b *Emulated) Detach(_ context.Context, id string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s, ok := b.find(id)
+	used, err := b.load()
+	if err != nil {
+		return err
+	}
+	s, ok := find(used, id)
 	if !ok {
 		return nil
 	}
-	next := maps.Clone(b.used)
-	delete(next, s)
-	return b.save(next)
+	delete(used, s)
+	return b.save(used)
 }
 
 // List implements Bus.
 func (b *Emulated) List(context.Context) ([]Occupied, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return sorted(b.used), nil
+	used, err := b.load()
+	return sorted(used), err
 }
 
 // Locate implements Bus.
 func (b *Emulated) Locate(_ context.Context, id string) (Slot, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s, ok := b.find(id); ok {
+	used, err := b.load()
+	if err != nil {
+		return Slot{}, err
+	}
+	if s, ok := find(used, id); ok {
 		return s, nil
 	}
 	return Slot{}, fault.New(fault.NotFound, "", "disk %s is not on this host's bus", id)
 }
 
-func (b *Emulated) find(id string) (Slot, bool) {
-	for s, d := range b.used {
+func find(used map[Slot]Disk, id string) (Slot, bool) {
+	for s, d := range used {
 		if d.ID == id {
 			return s, true
 		}
@@ -129,17 +145,13 @@ func sorted(used map[Slot]Disk) []Occupied {
 	return list
 }
 
-// save makes next the bus's state, in the file first.
-func (b *Emulated) save(next map[Slot]Disk) error {
-	text, err := json.MarshalIndent(sorted(next), "", "  ")
+// save makes used the bus's state.
+func (b *Emulated) save(used map[Slot]Disk) error {
+	text, err := json.MarshalIndent(sorted(used), "", "  ")
 	if err == nil {
 		err = replaceFile(b.path, append(text, '\n'))
 	}
-	if err != nil {
-		return fault.Wrap(err, "state of the emulated bus")
-	}
-	b.used = next
-	return nil
+	return fault.Wrap(err, "state of the emulated bus")
 }
 
 // replaceFile puts data at path in one step: temporary file, fsync, rename, fsync of the directory.

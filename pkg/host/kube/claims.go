@@ -50,17 +50,16 @@ func (c *Client) mayClaim(ctx context.Context, vd *v1alpha1.VirtualDisk, cl host
 	if !node.exists {
 		return false, fault.New(fault.NotFound, "", "node %q does not exist", bounded(cl.Node, 253))
 	}
+	claims := make([]host.Claim, 0, len(vd.Spec.Claims)+1)
 	for _, have := range vd.Spec.Claims {
-		switch {
-		case have.Node == cl.Node && have.ReadOnly == cl.ReadOnly:
-			return true, nil
-		case have.Node == cl.Node:
-			return false, fault.New(fault.Exists, "Unpublish the volume first.",
-				"disk %s is claimed by node %s %s, and now asked for %s", vd.Name, cl.Node, mode(have.ReadOnly), mode(cl.ReadOnly))
-		case !have.ReadOnly || !cl.ReadOnly:
-			return false, fault.New(fault.InUse, "Wait until node "+have.Node+" has released it.",
-				"disk %s is claimed by node %s %s", vd.Name, have.Node, mode(have.ReadOnly))
-		}
+		claims = append(claims, host.Claim{Node: have.Node, ReadOnly: have.ReadOnly})
+	}
+	next, err := host.AddClaim(vd.Name, claims, cl)
+	if err != nil {
+		return false, err
+	}
+	if len(next) == len(claims) {
+		return true, nil
 	}
 	if err := c.released(ctx, vd, cl); err != nil {
 		return false, err

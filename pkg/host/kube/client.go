@@ -99,11 +99,8 @@ func (c *Client) disk(ctx context.Context, vd *v1alpha1.VirtualDisk) (host.Disk,
 
 // List returns disks in order of id; a token is the id that the last page ended with.
 func (c *Client) List(ctx context.Context, limit int, token string) ([]host.Disk, string, error) {
-	if token != "" && !host.ValidDiskID(token) {
-		return nil, "", fault.New(fault.Invalid, "Start again without a token.", "list token %q is not one of ours", bounded(token, 64))
-	}
-	if limit < 0 {
-		return nil, "", fault.New(fault.Invalid, "", "list of %d entries: the limit is 0 (all) or more", limit)
+	if err := host.CheckList(limit, token); err != nil {
+		return nil, "", err
 	}
 	shared := map[string]bool{}
 	var stores v1alpha1.DatastoreList

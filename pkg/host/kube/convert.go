@@ -24,8 +24,10 @@ func specOf(vd *v1alpha1.VirtualDisk) host.DiskSpec {
 
 // diskOf is the disk as its object tells.
 func diskOf(vd *v1alpha1.VirtualDisk, shared bool) host.Disk {
+	spec := specOf(vd)
+	spec.Host = "" // a wish, not part of the identity
 	d := host.Disk{
-		ID: vd.Name, Spec: specOf(vd), Size: vd.Status.SizeBytes, UUID: vd.Status.UUID, Phase: phaseOf(vd),
+		ID: vd.Name, Spec: spec, Size: vd.Status.SizeBytes, UUID: vd.Status.UUID, Phase: phaseOf(vd),
 	}
 	if !shared && vd.Spec.Host != "" {
 		d.Hosts = []string{vd.Spec.Host}

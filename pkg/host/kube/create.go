@@ -21,7 +21,8 @@ import (
 //     (an orchestrator that gave up after a final error never asks for the deletion). Crash before this: a repeated
 //     request finds the failed object and does it.
 func (c *Client) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
-	if err := validate(spec); err != nil {
+	spec, err := spec.Normalize()
+	if err != nil {
 		return host.Disk{}, err
 	}
 	ctx, cancel := bound(ctx)
@@ -61,34 +62,6 @@ func (c *Client) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, err
 	}
 }
 
-func validate(s host.DiskSpec) error {
-	switch {
-	case s.Name == "" || len(s.Name) > 1024:
-		return fault.New(fault.Invalid, "", "disk name of %d bytes: 1 to 1024 are allowed", len(s.Name))
-	case s.Datastore == "" || len(s.Datastore) > 253:
-		return fault.New(fault.Invalid, "", "datastore name of %d bytes: 1 to 253 are allowed", len(s.Datastore))
-	case s.Size < host.MinCapacity || s.Size > host.MaxCapacity:
-		return fault.New(fault.OutOfRange, "", "capacity of %d bytes: %s to %s are possible", s.Size, sizeText(host.MinCapacity), sizeText(host.MaxCapacity))
-	case s.Size%host.CapacityUnit != 0:
-		return fault.New(fault.Invalid, "", "capacity of %d bytes is not a multiple of %s", s.Size, sizeText(host.CapacityUnit))
-	}
-	switch s.Format {
-	case host.Thin, host.ZeroedThick, host.EagerZeroedThick:
-	default:
-		return fault.New(fault.Invalid, "", "disk format %q: thin, zeroedthick and eagerzeroedthick are allowed", s.Format)
-	}
-	switch s.Type {
-	case host.MonolithicFlat:
-	case host.TwoGbMaxExtentSparse:
-		if s.Format != host.Thin {
-			return fault.New(fault.Invalid, "", "disk type %s is always thin, the format asked for is %s", s.Type, s.Format)
-		}
-	default:
-		return fault.New(fault.Invalid, "", "disk type %q: monolithicFlat and twoGbMaxExtentSparse are allowed", s.Type)
-	}
-	return nil
-}
-
 // ask creates the object.
 func (c *Client) ask(ctx context.Context, id string, spec host.DiskSpec) (*v1alpha1.VirtualDisk, error) {
 	ds, err := c.datastore(ctx, spec.Datastore)
@@ -126,14 +99,7 @@ func sameSpec(vd *v1alpha1.VirtualDisk, spec host.DiskSpec) error {
 	if vd.DeletionTimestamp != nil {
 		return fault.New(fault.InProgress, "The request is repeated.", "disk %s (%q) is being deleted", vd.Name, bounded(spec.Name, 64))
 	}
-	have := specOf(vd)
-	have.Host = spec.Host // a wish, not part of the identity
-	if have == spec {
-		return nil
-	}
-	return fault.New(fault.Exists, "Choose another name, or ask for the same disk.",
-		"disk %q exists with another specification: datastore %s, %s, %s, %s; asked for: datastore %s, %s, %s, %s", bounded(spec.Name, 64),
-		have.Datastore, sizeText(have.Size), have.Format, have.Type, spec.Datastore, sizeText(spec.Size), spec.Format, spec.Type)
+	return specOf(vd).Matches(spec)
 }
 
 // neverMade says that a host answered: this disk cannot be made. One with a uuid was made and is never removed for a failure.

@@ -19,17 +19,29 @@ import (
 // component is what kubectl describe shows as the source of an event.
 const component = "vmdk-csi-node"
 
-// note is an event that waits to be written.
+// note is an event that waits to be written. The disk is what the sender knows of it; nil: it is read when the event is
+// written.
 type note struct {
 	id, reason, message string
 	warning             bool
 	at                  time.Time
+	disk                *v1alpha1.VirtualDisk
 }
 
 // Event says something about a disk, on its object and on the claim that it was made for.
 func (r *recorder) Event(_ context.Context, id string, warning bool, reason, message string) {
+	r.queue(note{id: id, warning: warning, reason: reason, message: message})
+}
+
+// say is Event about a disk that may be gone by the time it is written: its claim is not.
+func (r *recorder) say(vd *v1alpha1.VirtualDisk, warning bool, reason, message string) {
+	r.queue(note{id: vd.Name, disk: vd, warning: warning, reason: reason, message: message})
+}
+
+func (r *recorder) queue(n note) {
+	n.at, n.message = time.Now(), bounded(n.message, 1024)
 	r.mu.Lock()
-	r.events = append(r.events, note{id: id, warning: warning, reason: reason, message: bounded(message, 1024), at: time.Now()})
+	r.events = append(r.events, n)
 	if len(r.events) > maxEvents {
 		r.events = r.events[1:]
 	}
@@ -37,14 +49,17 @@ func (r *recorder) Event(_ context.Context, id string, warning bool, reason, mes
 	r.poke()
 }
 
-// emit writes one event. An event of a disk that is gone has no reader.
+// emit writes one event. An event of a disk that is gone, and that nobody remembers, has no reader.
 func (r *recorder) emit(ctx context.Context, n note) error {
-	vd := &v1alpha1.VirtualDisk{}
-	if err := r.api.Get(ctx, client.ObjectKey{Name: n.id}, vd); err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil
+	vd := n.disk
+	if vd == nil {
+		vd = &v1alpha1.VirtualDisk{}
+		if err := r.api.Get(ctx, client.ObjectKey{Name: n.id}, vd); err != nil {
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return apiFault(err, "read disk %s", n.id)
 		}
-		return apiFault(err, "read disk %s", n.id)
 	}
 	err := r.put(ctx, n, corev1.ObjectReference{
 		APIVersion: v1alpha1.GroupVersion.String(), Kind: "VirtualDisk", Name: vd.Name, UID: vd.UID,

@@ -12,10 +12,9 @@ import (
 
 // Expand raises the wanted size and waits for the host that has the disk attached, or works on it.
 func (c *Client) Expand(ctx context.Context, id string, size int64) (host.Disk, error) {
-	if size < 0 || size > host.MaxCapacity {
-		return host.Disk{}, fault.New(fault.OutOfRange, "", "capacity of %d bytes: up to %s is possible", size, sizeText(host.MaxCapacity))
+	if err := host.CheckSize(size); err != nil {
+		return host.Disk{}, err
 	}
-	size = (size + host.CapacityUnit - 1) / host.CapacityUnit * host.CapacityUnit
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	for {

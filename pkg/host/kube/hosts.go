@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
@@ -31,6 +32,9 @@ func (n *nodes) state(ctx context.Context, name string) (nodeState, error) {
 	}
 	var node corev1.Node
 	s := nodeState{}
+	if !objectName(name) {
+		return s, nil
+	}
 	switch err := n.api.Get(ctx, client.ObjectKey{Name: name}, &node); {
 	case apierrors.IsNotFound(err):
 	case err != nil:
@@ -49,8 +53,11 @@ func (n *nodes) state(ctx context.Context, name string) (nodeState, error) {
 
 func (c *Client) datastore(ctx context.Context, name string) (*v1alpha1.Datastore, error) {
 	ds := &v1alpha1.Datastore{}
-	err := c.api.Get(ctx, client.ObjectKey{Name: name}, ds)
-	if apierrors.IsNotFound(err) && !noDefinition(err) {
+	var err error
+	if objectName(name) {
+		err = c.api.Get(ctx, client.ObjectKey{Name: name}, ds)
+	}
+	if !objectName(name) || apierrors.IsNotFound(err) && !noDefinition(err) {
 		return nil, fault.New(fault.NotFound, "See kubectl get datastores.vmdk-csi.io; the chart's value datastores makes them.",
 			"datastore %q does not exist", bounded(name, 253))
 	}
@@ -59,6 +66,9 @@ func (c *Client) datastore(ctx context.Context, name string) (*v1alpha1.Datastor
 	}
 	return ds, nil
 }
+
+// objectName says whether an object can have the name: one that cannot does not exist, and is not sent in a URL.
+func objectName(s string) bool { return len(validation.NameIsDNSSubdomain(s, false)) == 0 }
 
 func hostStatus(ds *v1alpha1.Datastore, name string) *v1alpha1.DatastoreHostStatus {
 	for i := range ds.Status.Hosts {

@@ -90,10 +90,10 @@ func (a *Agent) create(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskSt
 			return err
 		}
 		st.Phase, st.ObservedGeneration = v1alpha1.PhaseFailed, vd.Generation
-		a.tell(ctx, vd, news, "CreateFailed", err)
+		a.tell(vd, news, "CreateFailed", err)
 		return nil
 	}
-	a.Event(ctx, vd.Name, false, "Created", "Host "+a.p.Node+" made the disk in datastore "+spec.Datastore+": "+sizeText(d.Size)+", "+
+	a.say(vd, false, "Created", "Host "+a.p.Node+" made the disk in datastore "+spec.Datastore+": "+sizeText(d.Size)+", "+
 		string(spec.Type)+", "+string(spec.Format)+".")
 	return a.describe(ctx, vd, st, d)
 }
@@ -120,7 +120,7 @@ func (a *Agent) refresh(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskS
 	if err != nil {
 		news := st.set(failed(v1alpha1.ConditionReady, vd.Generation, err))
 		st.Phase, st.ObservedGeneration = v1alpha1.PhaseFailed, vd.Generation
-		a.tell(ctx, vd, news, "Damaged", err)
+		a.tell(vd, news, "Damaged", err)
 		return nil
 	}
 	return a.describe(ctx, vd, st, d)
@@ -161,11 +161,11 @@ func (a *Agent) expand(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskSt
 		if passing(fault.KindOf(err)) {
 			return d, err
 		}
-		a.tell(ctx, vd, news, "ExpandFailed", err)
+		a.tell(vd, news, "ExpandFailed", err)
 		return d, nil
 	}
 	st.set(fine(v1alpha1.ConditionExpanded, vd.Generation, "Expanded", "The disk has the capacity that was asked for."))
-	a.Event(ctx, vd.Name, false, "Expanded", "The disk grew from "+sizeText(d.Size)+" to "+sizeText(bigger.Size)+".")
+	a.say(vd, false, "Expanded", "The disk grew from "+sizeText(d.Size)+" to "+sizeText(bigger.Size)+".")
 	return bigger, nil
 }
 
@@ -201,7 +201,7 @@ func (a *Agent) remove(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 		news := st.set(failed(v1alpha1.ConditionDeleted, vd.Generation, err))
 		st.Phase, st.ObservedGeneration = v1alpha1.PhaseDeleting, vd.Generation
 		if !passing(fault.KindOf(err)) {
-			a.tell(ctx, vd, news, "DeleteFailed", err)
+			a.tell(vd, news, "DeleteFailed", err)
 		}
 		if werr := a.write(ctx, vd, st); werr != nil {
 			return werr
@@ -218,7 +218,7 @@ func (a *Agent) remove(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 }
 
 // tell makes an event of a failure that is news.
-func (a *Agent) tell(ctx context.Context, vd *v1alpha1.VirtualDisk, news bool, reason string, err error) {
+func (a *Agent) tell(vd *v1alpha1.VirtualDisk, news bool, reason string, err error) {
 	if !news {
 		return
 	}
@@ -227,5 +227,5 @@ func (a *Agent) tell(ctx context.Context, vd *v1alpha1.VirtualDisk, news bool, r
 	if f.Remedy != "" {
 		text += ". " + f.Remedy
 	}
-	a.Event(ctx, vd.Name, true, reason, text)
+	a.say(vd, true, reason, text)
 }

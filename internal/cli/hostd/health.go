@@ -1,0 +1,122 @@
+package hostd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+const probeTime = 5 * time.Second
+
+// serveHealth answers over HTTP:
+//
+//	/healthz  200 while the process runs
+//	/readyz   200 once every disk of a predecessor is served here and the socket is this process's. A datastore that is
+//	          missing stands in the text: the others are served, and an upgrade must not wait for it.
+//	/metrics  Prometheus
+func serveHealth(ctx context.Context, addr string, h host.Host, ready *atomic.Bool) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), metrics{h})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
+		if !ready.Load() {
+			http.Error(w, "taking over the disks of the former hostd", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+		ctx, cancel := context.WithTimeout(r.Context(), probeTime)
+		defer cancel()
+		list, err := h.Datastores(ctx)
+		if err != nil {
+			fmt.Fprintf(w, "datastores: %v\n", err)
+		}
+		for _, d := range list {
+			for _, on := range d.Hosts {
+				if !on.Ready {
+					fmt.Fprintf(w, "datastore %s is not ready: %s\n", d.Name, on.Reason)
+				}
+			}
+		}
+	})
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fault.Wrap(err, "health endpoint")
+	}
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: probeTime}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
+		defer cancel()
+		_ = s.Shutdown(last) // what does not end in time is cut off
+		_ = s.Close()
+	}()
+	err = s.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		<-done
+		return nil
+	}
+	return fault.Wrap(err, "health endpoint")
+}
+
+var (
+	descAttached = prometheus.NewDesc("vmdk_hostd_attached_disks", "Disks that are attached on this node.", nil, nil)
+	descRestarts = prometheus.NewDesc("vmdk_hostd_worker_restarts", "Restarts of a disk's worker since its attach.", []string{"disk"}, nil)
+	descReady    = prometheus.NewDesc("vmdk_hostd_datastore_ready", "1 if the datastore can be used.", []string{"datastore"}, nil)
+	descTotal    = prometheus.NewDesc("vmdk_hostd_datastore_size_bytes", "Size of the datastore.", []string{"datastore"}, nil)
+	descFree     = prometheus.NewDesc("vmdk_hostd_datastore_free_bytes", "Free space of the datastore.", []string{"datastore"}, nil)
+)
+
+// metrics asks the host at each scrape.
+type metrics struct{ h host.Host }
+
+// Describe implements prometheus.Collector.
+func (m metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descAttached, descRestarts, descReady, descTotal, descFree} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m metrics) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	if atts, err := m.h.Attachments(ctx); err == nil {
+		gauge(descAttached, float64(len(atts)))
+		for _, a := range atts {
+			gauge(descRestarts, float64(a.Restarts), a.ID)
+		}
+	}
+	list, err := m.h.Datastores(ctx)
+	if err != nil {
+		return
+	}
+	for _, d := range list {
+		for _, on := range d.Hosts {
+			ready := 0.0
+			if on.Ready {
+				ready = 1
+				gauge(descTotal, float64(on.Total), d.Name)
+				gauge(descFree, float64(on.Free), d.Name)
+			}
+			gauge(descReady, ready, d.Name)
+		}
+	}
+}
