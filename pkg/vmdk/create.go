@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -137,6 +138,8 @@ func (p *CreateParams) complete() error {
 		return fault.New(fault.OutOfRange, "use larger extents", "%d bytes in extents of %d are more than %d extents", p.Capacity, p.ExtentSize, maxExtents)
 	case p.Parent != nil && !p.Type.Sparse():
 		return fault.New(fault.Invalid, "use a sparse type", "a child cannot be %s", p.Type)
+	case p.Parent != nil && (p.Parent.CID == NoParent || p.Parent.Hint == ""):
+		return fault.New(fault.Invalid, "", "a child needs the content ID and the name of its parent")
 	}
 	return checkValue("adapter type", p.AdapterType)
 }
@@ -195,9 +198,18 @@ func Create(ctx context.Context, d fsx.Dir, name string, p CreateParams) (*Info,
 	}
 	m := &maker{ctx: ctx, d: d, p: &p}
 	if err := m.make(name, desc, lines); err != nil {
-		return nil, fault.Wrap(errors.Join(err, m.undo()), "create %s", name)
+		return nil, fault.Wrap(errors.Join(noSpace(err), m.undo()), "create %s", name)
 	}
 	return infoOf(d, name)
+}
+
+// noSpace tells a full datastore as such also where only a sync found out (NFS): the files are removed, so nothing about
+// them is uncertain.
+func noSpace(err error) error {
+	if fault.KindOf(err) != fault.NoSpace && (errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)) {
+		return fault.New(fault.NoSpace, "free space on the datastore", "%w", err)
+	}
+	return err
 }
 
 func infoOf(d fsx.Dir, name string) (*Info, error) {

@@ -104,6 +104,9 @@ func (d *Descriptor) Set(key, value string) error {
 	if l.kind == lineHeader {
 		at = 1
 		for i := range d.lines {
+			if d.lines[i].kind == lineExtent { // VirtualBox insists on header, extents, data base
+				break
+			}
 			if d.lines[i].kind == lineHeader {
 				at = i + 1
 			}
