@@ -18,7 +18,7 @@ TOOLS_DIR=$HACK_DIR/tools
 GROUPS_IN_ORDER=(etcd k8s kind runtime helm sidecars lint)
 
 declare -A MODULES=(
-  [etcd]=etcd [k8s]=k8s [kind]=kind [runtime]="containerd runc cni crictl coredns" [helm]=helm [sidecars]=sidecars [lint]=lint
+  [etcd]=etcd [k8s]=k8s [kind]=kind [runtime]="containerd runc cni crictl coredns" [helm]=helm [sidecars]="provisioner sidecars" [lint]=lint
 )
 
 FLAGS="-buildvcs=false -trimpath"
@@ -77,11 +77,12 @@ build_helm() {
 
 build_sidecars() {
   local csi=github.com/kubernetes-csi
-  sidecar() { go_build sidecars "$1/" -ldflags "$SMALL -X main.version=$2" "${@:3}"; }
-  sidecar "$1" v6.3.0 $csi/external-provisioner/v6/cmd/csi-provisioner
-  sidecar "$1" v4.13.0 $csi/external-attacher/v4/cmd/csi-attacher
-  sidecar "$1" v2.3.0 $csi/external-resizer/v2/cmd/csi-resizer
-  sidecar "$1" v8.7.0 $csi/external-snapshotter/v8/cmd/csi-snapshotter $csi/external-snapshotter/v8/cmd/snapshot-controller
+  # sidecar OUTPUT MODULE VERSION PACKAGE...
+  sidecar() { go_build "$2" "$1/" -ldflags "$SMALL -X main.version=$3" "${@:4}"; }
+  sidecar "$1" sidecars v4.13.0 $csi/external-attacher/v4/cmd/csi-attacher
+  sidecar "$1" sidecars v2.3.0 $csi/external-resizer/v2/cmd/csi-resizer
+  sidecar "$1" sidecars v8.7.0 $csi/external-snapshotter/v8/cmd/csi-snapshotter $csi/external-snapshotter/v8/cmd/snapshot-controller
+  sidecar "$1" provisioner v6.3.0 $csi/external-provisioner/v6/cmd/csi-provisioner
 }
 
 build_lint() {
