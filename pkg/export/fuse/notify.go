@@ -47,13 +47,14 @@ func Resend(dev *os.File) error {
 	return err
 }
 
-// wakeReader makes one blocked reader return: the kernel answers FUSE_NOTIFY_RETRIEVE (here: nothing of the root
-// directory) with a NOTIFY_REPLY message, which wants no answer and which a successor that finds it skips. A signal would
-// not do, the Go runtime installs its handlers with SA_RESTART; neither would O_NONBLOCK, which belongs to the
-// description and so to every holder. Before INIT is answered the kernel lets it wait.
+// wakeReader makes one blocked reader return: the kernel answers FUSE_NOTIFY_RETRIEVE (here: no bytes of the
+// disk's page cache) with a NOTIFY_REPLY message, which wants no answer and which a successor that finds it skips. A signal
+// would not do, the Go runtime installs its handlers with SA_RESTART; neither would O_NONBLOCK, which belongs to the
+// description and so to every holder. Before INIT is answered the kernel lets it wait; before the file was looked up it is
+// ENOENT.
 func wakeReader(dev *os.File) error {
 	body := make([]byte, 40) // struct fuse_notify_retrieve_out: unique, node, offset, size
-	native.PutUint64(body[8:], rootNode)
+	native.PutUint64(body[8:], diskNode)
 	return notify(dev, notifyRetrieve, body[:retrieveOut])
 }
 

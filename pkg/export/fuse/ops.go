@@ -91,6 +91,9 @@ func (t *thread) control(op uint32, args []byte) (int, unix.Errno) {
 		putAttr(out[40:], diskNode, disk.Size(), t.s.p.ReadOnly)
 		return entryOut, 0
 	case opGetattr, opSetattr:
+		if op == opSetattr && len(args) < 4 {
+			return 0, unix.EINVAL
+		}
 		if op == opSetattr && native.Uint32(args)&setattrSize != 0 {
 			return 0, unix.EPERM // a disk grows by its owner's request, never by truncate(2)
 		}
@@ -100,6 +103,9 @@ func (t *thread) control(op uint32, args []byte) (int, unix.Errno) {
 	case opOpen:
 		if node != diskNode {
 			return 0, unix.EISDIR
+		}
+		if len(args) < 4 {
+			return 0, unix.EINVAL
 		}
 		if t.s.p.ReadOnly && native.Uint32(args)&unix.O_ACCMODE != unix.O_RDONLY {
 			return 0, unix.EROFS

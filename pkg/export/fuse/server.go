@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,9 +62,9 @@ func (s *Server) Requests() (all, resent uint64) { return s.requests.Load(), s.r
 
 // Serve implements export.Server. A Server serves once. Kinds: Unsupported (kernel cannot resend), Damaged (State).
 //
-// Protocol: 1. of a successor: RESEND, before anything is read. 2. INIT, if no server before saved its outcome: one
-// thread, which a cancelled context interrupts between messages. 3. The threads. A successor that finds a saved outcome
-// may still meet INIT in step 3: its predecessor died between SaveState and the answer.
+// Protocol: 1. of a successor: RESEND, before anything is read. 2. One thread, until the kernel knows the disk's file. A
+// successor that finds INIT's outcome saved may still meet INIT here: its predecessor died between SaveState and the
+// answer. 3. All threads.
 func (s *Server) Serve(ctx context.Context, p export.Params) error {
 	s.p = p
 	if len(p.State) > 0 {
@@ -96,10 +97,8 @@ func (s *Server) Serve(ctx context.Context, p export.Params) error {
 	if p.Ready != nil {
 		p.Ready()
 	}
-	if len(p.State) == 0 {
-		if err := threads[0].awaitInit(ctx); err != nil || s.gone.Load() {
-			return err
-		}
+	if err := threads[0].alone(ctx, len(p.State) > 0); err != nil || s.gone.Load() {
+		return err
 	}
 	return s.run(ctx, threads)
 }
@@ -115,15 +114,7 @@ func (s *Server) run(ctx context.Context, threads []*thread) error {
 		case <-done:
 		case <-ctx.Done():
 			s.stopping.Store(true)
-			for range threads {
-				err := wakeReader(s.dev)
-				if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
-					return // gone, or (ENOENT: no root directory any more) about to go, which wakes all readers
-				} else if err != nil {
-					s.log.Error("wake a reader of /dev/fuse", "error", err)
-					return
-				}
-			}
+			s.wake(len(threads), done)
 		}
 	})
 	for _, t := range threads {
@@ -141,3 +132,27 @@ func (s *Server) run(ctx context.Context, threads []*thread) error {
 	}
 	return context.Cause(ctx)
 }
+
+// wake makes n blocked readers look whether they are to stop, until done is closed.
+func (s *Server) wake(n int, done <-chan struct{}) {
+	for n > 0 {
+		err := wakeReader(s.dev)
+		switch {
+		case err == nil:
+			n--
+			continue
+		case errors.Is(err, unix.ENODEV):
+			return
+		case !errors.Is(err, unix.ENOENT): // ENOENT: the file is being forgotten, and the session about to go
+			s.log.Error("wake a reader of /dev/fuse", "disk", s.p.Name, "error", err)
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(wakeEvery):
+		}
+	}
+}
+
+// wakeEvery is the pause before another try to wake a reader.
+const wakeEvery = 10 * time.Millisecond

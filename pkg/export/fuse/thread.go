@@ -34,8 +34,10 @@ func newThread(s *Server, fd int) (*thread, error) {
 
 func (t *thread) free() { _ = sys.FreeBuffer(t.data) }
 
-// awaitInit answers INIT. It polls with a pipe of ctx's end beside /dev/fuse, because wakeReader does not work yet.
-func (t *thread) awaitInit(ctx context.Context) error {
+// alone serves until the kernel knows the disk's file, with one thread that polls beside /dev/fuse for the end of ctx:
+// before INIT is answered wakeReader would wait, and before the file is known it cannot wake anybody. resumed: an earlier
+// server saved INIT's outcome; it may have died before it answered.
+func (t *thread) alone(ctx context.Context, resumed bool) error {
 	ev, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("eventfd", err)
@@ -51,29 +53,43 @@ func (t *thread) awaitInit(ctx context.Context) error {
 			<-woken
 		}
 	}()
-	for {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		fds := []unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}, {Fd: int32(ev), Events: unix.POLLIN}}
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("poll", err)
-		}
-		if fds[0].Revents == 0 {
-			continue
-		}
-		n, ok, err := t.read()
+	wait := -1
+	if resumed {
+		wait = 0 // an INIT that is asked again is in the queue already
+	}
+	for ctx.Err() == nil {
+		op, err := t.next(ev, wait)
 		if err != nil || t.s.gone.Load() {
 			return err
 		}
-		if !ok {
-			continue
+		if wait == 0 || op == opOpen {
+			err := wakeReader(t.s.dev) // whoever reads what this sends drops it
+			if err == nil || errors.Is(err, unix.ENODEV) {
+				return nil
+			}
+			if !errors.Is(err, unix.ENOENT) {
+				return fault.Wrap(err, "serve %s", t.s.p.Name)
+			}
 		}
-		isInit := native.Uint32(t.head[4:]) == opInit
-		if err := t.handle(n); err != nil || isInit || t.s.gone.Load() {
-			return err
-		}
+		wait = -1
 	}
+	return context.Cause(ctx)
+}
+
+// next serves one message if one comes within wait milliseconds (-1: any time) and before ev is written.
+func (t *thread) next(ev, wait int) (op uint32, err error) {
+	fds := []unix.PollFd{{Fd: int32(t.fd), Events: unix.POLLIN}, {Fd: int32(ev), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, wait); err != nil && !errors.Is(err, unix.EINTR) {
+		return 0, os.NewSyscallError("poll", err)
+	}
+	if fds[0].Revents == 0 {
+		return 0, nil
+	}
+	n, ok, err := t.read()
+	if err != nil || !ok {
+		return 0, err
+	}
+	return native.Uint32(t.head[4:]), t.handle(n)
 }
 
 // loop serves until the device is gone, the server stops, or /dev/fuse fails. What it has read it answers.
