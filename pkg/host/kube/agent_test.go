@@ -1,0 +1,325 @@
+package kube_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/hosttest"
+)
+
+// attach opens a disk on a node as the node service does: at hostd, then a notice to the agent.
+func (c *cluster) attach(node, id string, readOnly bool) host.Attachment {
+	c.t.Helper()
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer f.Close()
+	a, err := c.memory.On(node).Attach(c.t.Context(), host.AttachRequest{ID: id, ReadOnly: readOnly}, host.Device{Fuse: f, Table: f})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.agents[node].Attached(c.t.Context(), a)
+	return a
+}
+
+func (c *cluster) detach(node, id string) {
+	c.t.Helper()
+	if err := c.memory.On(node).Detach(c.t.Context(), id); err != nil {
+		c.t.Fatal(err)
+	}
+	c.agents[node].Detached(c.t.Context(), id)
+}
+
+func (c *cluster) attachedOn(id string, nodes ...string) {
+	c.t.Helper()
+	c.eventually(fmt.Sprint("disk is attached on ", nodes), func() error {
+		var have []string
+		vd := c.object(id)
+		for _, a := range vd.Status.Attachments {
+			have = append(have, a.Host)
+		}
+		slices.Sort(have)
+		if !slices.Equal(have, nodes) {
+			return fmt.Errorf("attachments: %v", have)
+		}
+		if got := meta.IsStatusConditionTrue(vd.Status.Conditions, v1alpha1.ConditionAttached); got != (len(nodes) > 0) {
+			return fmt.Errorf("condition Attached: %v", got)
+		}
+		return nil
+	})
+}
+
+// A claim on a shared datastore moves: the second node waits for the clean release.
+func TestClaimMoves(t *testing.T) {
+	c := newCluster(t, "node-a", "node-b")
+	d := c.create(spec("moves", "shared", "node-a"))
+	ctx := t.Context()
+	a, b := host.Claim{Node: "node-a"}, host.Claim{Node: "node-b"}
+	for range 2 {
+		if err := c.client.Claim(ctx, d.ID, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantKind(t, c.client.Claim(ctx, d.ID, host.Claim{Node: "node-a", ReadOnly: true}), fault.Exists)
+	wantKind(t, c.client.Claim(ctx, d.ID, host.Claim{Node: "node-z"}), fault.NotFound)
+	err := c.client.Claim(ctx, d.ID, b)
+	wantKind(t, err, fault.InUse)
+	if !strings.Contains(err.Error(), "node-a") {
+		t.Errorf("the message does not name the node: %v", err)
+	}
+	c.attach("node-a", d.ID, false)
+	c.attachedOn(d.ID, "node-a")
+	wantKind(t, c.client.Unclaim(ctx, d.ID, "node-a"), fault.InUse)
+	wantKind(t, c.client.Unclaim(ctx, d.ID, ""), fault.InUse)
+	c.detach("node-a", d.ID)
+	if err := c.client.Unclaim(ctx, d.ID, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.Unclaim(ctx, d.ID, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.Claim(ctx, d.ID, b); err != nil {
+		t.Fatal(err)
+	}
+	if vd := c.object(d.ID); vd.Spec.Host != "node-b" {
+		t.Fatalf("the host that may attach does not do the work: %s", vd.Spec.Host)
+	}
+	c.attach("node-b", d.ID, false)
+	c.attachedOn(d.ID, "node-b")
+	// An expansion goes to the host that has it open.
+	grown, err := c.client.Expand(ctx, d.ID, 128<<20)
+	if err != nil || grown.Size != 128<<20 || len(grown.Attachments) != 1 || grown.Attachments[0].Slot.Controller != 0 {
+		t.Fatalf("%+v %v", grown, err)
+	}
+	c.detach("node-b", d.ID)
+	c.attachedOn(d.ID)
+}
+
+func TestClaimsForReading(t *testing.T) {
+	c := newCluster(t, "node-a", "node-b")
+	d := c.create(spec("read", "shared", ""))
+	for _, n := range []string{"node-a", "node-b"} {
+		if err := c.client.Claim(t.Context(), d.ID, host.Claim{Node: n, ReadOnly: true}); err != nil {
+			t.Fatal(err)
+		}
+		c.attach(n, d.ID, true)
+	}
+	c.attachedOn(d.ID, "node-a", "node-b")
+	c.detach("node-a", d.ID)
+	c.attachedOn(d.ID, "node-b")
+	if err := c.client.Unclaim(t.Context(), d.ID, "node-a"); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, c.client.Claim(t.Context(), d.ID, host.Claim{Node: "node-a"}), fault.InUse)
+	c.detach("node-b", d.ID)
+}
+
+func TestClaimOfAnotherNodesDatastore(t *testing.T) {
+	c := newCluster(t, "node-a", "node-b")
+	d := c.create(spec("rooted", "local", "node-a"))
+	wantKind(t, c.client.Claim(t.Context(), d.ID, host.Claim{Node: "node-b"}), fault.Precondition)
+	wantKind(t, c.client.Claim(t.Context(), host.DiskID("nobody"), host.Claim{Node: "node-b"}), fault.NotFound)
+}
+
+func TestSlotsRunOut(t *testing.T) {
+	c := newCluster(t, "node-a")
+	for i := range 60 {
+		vd := &v1alpha1.VirtualDisk{}
+		vd.Name = host.DiskID(fmt.Sprint("slot", i))
+		vd.Spec = v1alpha1.VirtualDiskSpec{
+			Name: fmt.Sprint("slot", i), Datastore: "local", SizeBytes: 1 << 20, InitialSizeBytes: 1 << 20, DiskFormat: "thin",
+			DiskType: "monolithicFlat", Claims: []v1alpha1.DiskClaim{{Node: "node-a"}},
+		}
+		if err := c.admin.Create(t.Context(), vd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := c.create(spec("one too many", "local", "node-a"))
+	wantKind(t, c.client.Claim(t.Context(), d.ID, host.Claim{Node: "node-a"}), fault.Exhausted)
+}
+
+// Files that vanish or change are damage, shown on the object; the disk is never made again.
+func TestDamage(t *testing.T) {
+	c := newCluster(t, "node-a")
+	ctx := t.Context()
+	d := c.create(spec("damaged", "local", "node-a"))
+	c.memory.FailNext(failing("get", fault.New(fault.Damaged, "Run vmdkctl check.", "manifest-1-1.json has a wrong checksum")))
+	c.eventually("the damage is told", func() error {
+		_, err := c.client.Get(ctx, d.ID)
+		if fault.KindOf(err) != fault.Damaged || !strings.Contains(err.Error(), "checksum") {
+			return fmt.Errorf("get: %w", err)
+		}
+		return nil
+	})
+	wantKind(t, c.client.Claim(ctx, d.ID, host.Claim{Node: "node-a"}), fault.Damaged)
+	_, err := c.client.Create(ctx, spec("damaged", "local", "node-a"))
+	wantKind(t, err, fault.Damaged)
+	c.eventually("the disk has an event", func() error {
+		var events corev1.EventList
+		if err := c.admin.List(ctx, &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.InvolvedObject.Name == d.ID && e.Reason == "Damaged" && e.Type == corev1.EventTypeWarning {
+				return nil
+			}
+		}
+		return errors.New("none")
+	})
+	c.memory.FailNext(nil)
+	c.eventually("the repair is seen", func() error {
+		_, err := c.client.Get(ctx, d.ID)
+		return err
+	})
+	if err := c.memory.Delete(ctx, d.ID); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the loss is told", func() error {
+		if _, err := c.client.Get(ctx, d.ID); fault.KindOf(err) != fault.Damaged || !strings.Contains(err.Error(), "missing") {
+			return fmt.Errorf("get: %w", err)
+		}
+		return nil
+	})
+	if _, err := c.memory.Get(ctx, d.ID); fault.KindOf(err) != fault.NotFound {
+		t.Fatalf("an empty disk was made in its place: %v", err)
+	}
+	if err := c.client.Delete(ctx, d.ID); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDatastoreGoesAway(t *testing.T) {
+	c := newCluster(t, "node-a")
+	ctx := t.Context()
+	d := c.create(spec("stranded", "local", "node-a"))
+	down := host.Datastore{Name: "local", Scope: host.ScopeNode, Hosts: []host.DatastoreHost{{
+		Host: "node-a", Reason: "the directory is not mounted. Mount it.", Total: 1 << 40, Free: 1 << 30}}}
+	c.memory.SetDatastore(down)
+	c.eventually("the datastore says so", func() error {
+		stores, err := c.client.Datastores(ctx)
+		if err != nil {
+			return err
+		}
+		for _, s := range stores {
+			if s.Name == "local" && len(s.Hosts) == 1 && !s.Hosts[0].Ready && strings.Contains(s.Hosts[0].Reason, "not mounted") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", stores)
+	})
+	c.eventually("the disk says so", func() error {
+		if !meta.IsStatusConditionFalse(c.object(d.ID).Status.Conditions, v1alpha1.ConditionDatastoreReady) {
+			return fmt.Errorf("%+v", c.object(d.ID).Status.Conditions)
+		}
+		return nil
+	})
+	_, err := c.client.Create(ctx, spec("nowhere to go", "local", "node-a"))
+	wantKind(t, err, fault.Unavailable)
+	up := down
+	up.Hosts = []host.DatastoreHost{{Host: "node-a", Ready: true, Total: 1 << 40, Free: 1 << 40}}
+	c.memory.SetDatastore(up)
+	c.eventually("it is well again", func() error {
+		if !meta.IsStatusConditionTrue(c.object(d.ID).Status.Conditions, v1alpha1.ConditionDatastoreReady) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
+// An agent that died before it wrote: its successor compares the objects with hostd.
+func TestAgentRestart(t *testing.T) {
+	c := newCluster(t, "node-a")
+	gone, open := c.create(spec("gone", "local", "node-a")), c.create(spec("open", "local", "node-a"))
+	c.attach("node-a", gone.ID, false)
+	c.attachedOn(gone.ID, "node-a")
+	c.stops["node-a"]()
+	// While no agent runs, one disk is detached and another one attached.
+	if err := c.memory.Detach(t.Context(), gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	c.attach("node-a", open.ID, false)
+	c.startAgent("node-a", c.memory)
+	c.attachedOn(gone.ID)
+	c.attachedOn(open.ID, "node-a")
+}
+
+// Notices outlive an API server that is away; the last one about a disk is what stays.
+func TestAPIServerAway(t *testing.T) {
+	c := newCluster(t, "node-a")
+	stays, leaves := c.create(spec("stays", "local", "node-a")), c.create(spec("leaves", "local", "node-a"))
+	c.attach("node-a", leaves.ID, false)
+	c.attachedOn(leaves.ID, "node-a")
+	err := server.RestartAPI(t.Context(), func() {
+		c.detach("node-a", leaves.ID)
+		for range 3 {
+			c.attach("node-a", stays.ID, false)
+			c.detach("node-a", stays.ID)
+		}
+		c.attach("node-a", stays.ID, false)
+		c.agents["node-a"].Event(t.Context(), stays.ID, true, "WorkerRestarted", "while nobody listened")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the API answers", func() error {
+		return c.admin.Get(t.Context(), client.ObjectKey{Name: stays.ID}, &v1alpha1.VirtualDisk{})
+	})
+	c.attachedOn(leaves.ID)
+	c.attachedOn(stays.ID, "node-a")
+	c.eventually("the event is there", func() error {
+		var events corev1.EventList
+		if err := c.admin.List(t.Context(), &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.InvolvedObject.Name == stays.ID && e.Reason == "WorkerRestarted" {
+				return nil
+			}
+		}
+		return errors.New("none")
+	})
+	c.create(spec("afterwards", "local", "node-a"))
+}
+
+// countingHostd counts calls.
+type countingHostd struct {
+	*hosttest.Memory
+	creates atomic.Int64
+}
+
+func (h *countingHostd) Create(ctx context.Context, s host.DiskSpec) (host.Disk, error) {
+	h.creates.Add(1)
+	return h.Memory.Create(ctx, s)
+}
+
+// A failure for good is an answer, not a reason to try for ever; a disk that was made is not made again at a restart.
+func TestAgentTriesOnce(t *testing.T) {
+	c := newCluster(t, "node-a")
+	c.stops["node-a"]()
+	hostd := &countingHostd{Memory: c.memory}
+	c.startAgent("node-a", hostd)
+	d := c.create(spec("once", "local", "node-a"))
+	c.stops["node-a"]()
+	c.startAgent("node-a", hostd)
+	grown, err := c.client.Expand(t.Context(), d.ID, 128<<20) // proof that the new agent looked at the disk
+	if err != nil || grown.Size != 128<<20 {
+		t.Fatal(err)
+	}
+	if n := hostd.creates.Load(); n != 1 {
+		t.Fatalf("the disk was made %d times", n)
+	}
+}
