@@ -63,8 +63,11 @@ var outside = map[string]outsideRule{
 	"internal/floors": {reason: "this test"},
 	"internal/crash":  {reason: "crash enumeration, tests only"},
 	"internal/sim":    {reason: "simulators, for tests"},
-	"test":            {reason: "suites over the whole product"},
-	"hack":            {reason: "build and cluster tooling, not part of the product"},
+	"internal/kubetest": {
+		reason: "a real Kubernetes API as processes, for tests",
+	},
+	"test": {reason: "suites over the whole product"},
+	"hack": {reason: "build and cluster tooling, not part of the product"},
 }
 
 type outsideRule struct {
