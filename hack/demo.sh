@@ -27,11 +27,11 @@ pod_writes() { # POD COUNT: it has written that many lines
   [ "$(pod_lines "$1")" -ge "$2" ]
 }
 
-# worker_pid NODE DISK: the worker's pid as the node sees it, found by its own arguments in /proc.
+# worker_pid NODE DISK: the worker's pid as the node sees it, found by its own arguments in /proc (and not by ours).
 worker_pid() {
-  docker exec "$1" sh -c 'for p in /proc/[0-9]*; do
+  docker exec "$1" sh -c 'w=di; for p in /proc/[0-9]*; do
     c=$(tr "\0" " " <$p/cmdline 2>/dev/null) || continue
-    case $c in *" disk $1 "*) echo ${p#/proc/};; esac
+    case $c in *" ${w}sk "*" $1 "*) echo ${p#/proc/};; esac
   done' sh "$2" | head -1
 }
 

@@ -344,9 +344,9 @@ func (e *env) workers() []string {
 // the node. It returns false when there is none.
 func (e *env) killWorker(node, id string) bool {
 	e.t.Helper()
-	out, err := exec.Command("docker", "exec", node, "sh", "-c", `for p in /proc/[0-9]*; do
+	out, err := exec.Command("docker", "exec", node, "sh", "-c", `w=di; for p in /proc/[0-9]*; do
   c=$(tr '\0' ' ' <$p/cmdline 2>/dev/null) || continue
-  case $c in *" disk $1 "*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
+  case $c in *" ${w}sk "*" $1 "*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
 done`, "sh", id).CombinedOutput()
 	if err != nil {
 		e.t.Fatalf("kill worker on %s: %v\n%s", node, err, out)
