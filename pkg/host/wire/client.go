@@ -94,7 +94,7 @@ func (cl *Client) connect(ctx context.Context) (*net.UnixConn, error) {
 		if err := send(c, hello{Protocol: protocol, Version: Version}, nil); err != nil {
 			return err
 		}
-		files, err := receive(c, &h)
+		files, err := receive(c, maxHello, &h)
 		closeFiles(files)
 		return err
 	})
@@ -183,7 +183,7 @@ func exchange(ctx context.Context, c *net.UnixConn, req request, files []*os.Fil
 			return err
 		}
 		var err error
-		got, err = receive(c, &resp)
+		got, err = receive(c, MaxFrame, &resp)
 		return err
 	})
 	if err == nil {
@@ -238,7 +238,7 @@ func (cl *Client) Handover(ctx context.Context, take func(host.Held) error) erro
 		}
 		for {
 			var resp response
-			files, err := receive(c, &resp)
+			files, err := receive(c, MaxFrame, &resp)
 			if err != nil {
 				return err
 			}

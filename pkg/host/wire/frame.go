@@ -21,6 +21,8 @@ const (
 	Version = 1
 	// MaxFrame is the most bytes of JSON in a frame: a list of some ten thousand disks.
 	MaxFrame = 16 << 20
+	// maxHello bounds what is read from somebody who has not been let in yet.
+	maxHello = 4 << 10
 	// maxFiles is the most descriptors of a frame: three for each slot of a bus (60), below the kernel's SCM_MAX_FD of 253
 	// (include/net/scm.h).
 	maxFiles = 240
@@ -83,8 +85,8 @@ func send(c *net.UnixConn, v any, files []*os.File) error {
 	return err
 }
 
-// receive reads one frame into v. The returned descriptors are the caller's; on an error there are none.
-func receive(c *net.UnixConn, v any) (files []*os.File, err error) {
+// receive reads one frame of at most limit bytes into v. The returned descriptors are the caller's; on an error there are none.
+func receive(c *net.UnixConn, limit uint32, v any) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			closeFiles(files)
@@ -112,8 +114,8 @@ func receive(c *net.UnixConn, v any) (files []*os.File, err error) {
 		got += n
 	}
 	size := binary.BigEndian.Uint32(head[:])
-	if size > MaxFrame {
-		return files, fault.New(fault.Invalid, "", "a message of %d bytes exceeds the limit of %d", size, MaxFrame)
+	if size > limit {
+		return files, fault.New(fault.Invalid, "", "a message of %d bytes exceeds the limit of %d", size, limit)
 	}
 	// The memory follows what arrives, not what the header claims.
 	body, err := io.ReadAll(io.LimitReader(c, int64(size)))

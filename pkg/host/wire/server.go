@@ -110,7 +110,7 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 	}
 	for s.rest(c, true) {
 		var req request
-		files, err := receive(c, &req)
+		files, err := receive(c, MaxFrame, &req)
 		if err == nil {
 			if err = count(files, req.Files); err != nil {
 				closeFiles(files)
@@ -134,15 +134,16 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 func (s *server) greet(c *net.UnixConn) error {
 	_ = c.SetDeadline(time.Now().Add(helloTime))
 	defer c.SetDeadline(time.Time{})
+	// The greeting is read first in any case: an end with unread bytes could cost the client the answer.
+	var h hello
+	files, err := receive(c, maxHello, &h)
+	closeFiles(files)
+	if err != nil {
+		return err
+	}
 	uid, err := peerUID(c)
 	if err == nil && uid != 0 && uid != os.Geteuid() && !slices.Contains(s.o.UIDs, uid) {
 		err = fault.New(fault.Denied, "Run the client as root, as hostd's user, or name its uid with --allow-uid.", "uid %d may not use hostd", uid)
-	}
-	var h hello
-	if err == nil {
-		var files []*os.File
-		files, err = receive(c, &h)
-		closeFiles(files)
 	}
 	if err == nil && (h.Protocol != protocol || h.Version != Version) {
 		err = fault.New(fault.Unsupported, "Use the same release of vmdk-csi on both sides.",
@@ -242,7 +243,7 @@ func (s *server) handover(ctx context.Context, c *net.UnixConn) bool {
 			return err
 		}
 		var a ack
-		got, err := receive(c, &a)
+		got, err := receive(c, maxHello, &a)
 		closeFiles(got)
 		if err != nil {
 			return err
