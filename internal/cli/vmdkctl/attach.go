@@ -33,7 +33,7 @@ A volume of a datastore is claimed for this machine: no other host can attach it
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: diskArgument,
 		RunE: func(c *cobra.Command, args []string) error { return a.attach(c.Context(), args[0], readOnly, dryRun) },
 	}
-	c.Flags().BoolVarP(&readOnly, "read-only", "r", false, "attach it read-only; several may do so at once")
+	c.Flags().BoolVarP(&readOnly, "read-only", "r", false, "attach it read-only; several machines may do so at once")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "find the disk and what would keep it from being attached, attach nothing")
 	return c
 }
