@@ -228,7 +228,7 @@ func underFileSystem(t *testing.T, kind, fstype string, h host) {
 	}
 	m := mount(t, fstype, r.loop.Path())
 	ws := newWriters()
-	killUnder(t, rnd, h, kills(), writersUntil(ws, m.path, rnd.Uint64()))
+	killUnder(t, rnd, r, kills(), writersUntil(ws, m.path, rnd.Uint64()))
 	for _, w := range ws {
 		t.Logf("%s: %d writes", w.file, w.writes)
 		if w.writes == 0 {

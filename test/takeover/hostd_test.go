@@ -140,7 +140,7 @@ func TestHostdUnderFio(t *testing.T) {
 			d := newDisk(t, kind)
 			h := &smallHostd{}
 			r := attach(t, d, h, false)
-			killUnder(t, rnd, h, kills(), fio(t, r.loop.Path(), d.size, rnd.Uint64()>>1))
+			killUnder(t, rnd, r, kills(), fio(t, r.loop.Path(), d.size, rnd.Uint64()>>1))
 			sum := r.sum(t)
 			r.detach(t)
 			d.verify(t, sum)

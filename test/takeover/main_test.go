@@ -36,6 +36,9 @@ func TestMain(m *testing.M) {
 	}
 	before := descriptors()
 	code := m.Run()
+	if programDir != "" {
+		os.RemoveAll(programDir)
+	}
 	if err := leaks(before); err != nil {
 		fmt.Println("LEAK:", err)
 		code = 1

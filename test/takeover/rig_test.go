@@ -1,14 +1,18 @@
 package takeover
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
@@ -155,16 +159,48 @@ type local struct {
 	sup    *worker.Supervisor
 	handle *worker.Handle
 	ro     bool
+	resent uint64 // requests that successors took over
 }
 
+// count adds what the current worker took over.
+func (h *local) count(t *testing.T) {
+	t.Helper()
+	s, err := h.handle.Stats(within(t, waitLong))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.resent += s.Resent
+}
+
+// self is this program as the processes under test run it: without cgo, as the product is built.
 func self(t *testing.T) string {
 	t.Helper()
-	p, err := os.Executable()
+	p, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
+
+// programDir is where program builds; TestMain removes it.
+var programDir string
+
+var program = sync.OnceValues(func() (string, error) {
+	if !withCgo {
+		return os.Executable()
+	}
+	var err error
+	if programDir, err = os.MkdirTemp("", "takeover"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(programDir, "takeover.test")
+	cmd := exec.Command("go", "test", "-c", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the processes under test: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 func (h *local) start(t *testing.T, r *rig) {
 	t.Helper()
@@ -180,10 +216,14 @@ func (h *local) start(t *testing.T, r *rig) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if w := h.handle.State().Walls; !w.Seccomp || !w.NoCaps || w.Landlock != sys.LandlockABI() {
+		t.Errorf("the worker's walls: %+v", w)
+	}
 }
 
 func (h *local) stop(t *testing.T) {
 	t.Helper()
+	h.count(t)
 	if err := h.handle.Stop(within(t, 20*time.Second)); err != nil {
 		t.Error(err)
 	}
@@ -194,6 +234,7 @@ func (h *local) stop(t *testing.T) {
 
 func (h *local) kill(t *testing.T) {
 	t.Helper()
+	h.count(t)
 	before := h.handle.State()
 	p, err := os.FindProcess(before.PID)
 	if err != nil {
@@ -206,8 +247,7 @@ func (h *local) kill(t *testing.T) {
 	for {
 		st := h.handle.State()
 		if st.Phase == worker.Serving && st.PID != before.PID {
-			s, err := h.handle.Stats(t.Context())
-			t.Logf("worker %d killed, %d serves after %v: %+v %v", before.PID, st.PID, time.Since(start).Round(100*time.Microsecond), s, err)
+			t.Logf("worker %d killed, %d serves after %v", before.PID, st.PID, time.Since(start).Round(100*time.Microsecond))
 			return
 		}
 		if time.Since(start) > 20*time.Second {

@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package takeover
+
+const withCgo = false
