@@ -94,6 +94,10 @@ func (e *Extent) Free(sector, grains int64) {
 	a := &e.sp.alloc
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if n := len(a.freed); n > 0 && a.freed[n-1].sector+a.freed[n-1].grains*a.s.grain == sector {
+		a.freed[n-1].grains += grains // a discard of a whole disk is one run, not millions
+		return
+	}
 	a.freed = append(a.freed, grainRun{sector, grains})
 }
 

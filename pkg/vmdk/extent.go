@@ -64,7 +64,7 @@ func (e *Extent) ReadFile(p []byte, fileOff int64) error {
 	if !errors.Is(err, io.EOF) {
 		return fault.Wrap(err, "extent %s: read %d bytes at %d", e.Name, len(p), fileOff)
 	}
-	if e.Kind == Flat || n == 0 && fileOff%e.GrainBytes() == 0 {
+	if gb := e.GrainBytes(); e.Kind == Flat || n == 0 && fileOff%gb == 0 || int64(len(p)-n) >= gb {
 		return fault.New(fault.Damaged, "restore the file, it was cut off", "extent %s ends before byte %d", e.Name, fileOff+int64(n)+1)
 	}
 	clear(p[n:])

@@ -165,7 +165,7 @@ func (e *Extent) DirtyTables() int {
 	return len(e.sp.dirty)
 }
 
-// MaxDirtyTables is where a writer without a bounded pending table commits.
+// MaxDirtyTables is where a writer commits.
 const MaxDirtyTables = maxTables / 2
 
 // Frozen is a copy of the changed table sectors of one extent at one moment.

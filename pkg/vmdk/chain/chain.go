@@ -36,7 +36,8 @@ type Options struct {
 	// Pending keeps acknowledged table changes across the death of this process; nil if nobody will take over.
 	Pending Pending
 	// Takeover says that the previous holder died without closing, that it is surely dead, and that the machine has run
-	// since: Pending is applied instead of a check. It needs Pending if the head has sparse extents.
+	// since: Pending is applied instead of a check. It needs Pending if the head has sparse extents. Only a holder whose
+	// Open had succeeded can be taken over; else open without it, so that an interrupted recovery is finished.
 	Takeover bool
 	// Format says how a flat disk holds its space, default thin: a thick one keeps it when the guest discards, and grows thick.
 	Format vmdk.Format

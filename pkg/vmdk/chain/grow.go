@@ -33,8 +33,8 @@ func (c *Chain) GrowWith(ctx context.Context, p vmdk.GrowParams) error {
 	if err := c.enter(0, 0); err != nil {
 		return err
 	}
+	c.leave() // preparing may take hours, and whoever wants the gate meanwhile would stop all requests
 	g, err := c.head.PrepareGrow(ctx, p)
-	c.leave()
 	if err != nil {
 		return err
 	}

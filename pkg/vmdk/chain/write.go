@@ -249,8 +249,8 @@ func (c *Chain) publish(e *vmdk.Extent, g, count int64, sector uint32) error {
 			sector += uint32(n * e.GrainBytes() / vmdk.SectorSize)
 		}
 	}
-	if c.o.Pending == nil && e.DirtyTables() > vmdk.MaxDirtyTables {
-		return c.commit() // nothing else bounds the memory of a guest that never flushes
+	if e.DirtyTables() > vmdk.MaxDirtyTables {
+		return c.commit() // this bounds the memory of a guest that never flushes
 	}
 	return nil
 }
