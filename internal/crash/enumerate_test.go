@@ -87,8 +87,8 @@ func (s sequence) run(arm func(*sim.FS), stop bool) (w *world, from, ops int, er
 	return w, from, ops, nil
 }
 
-// each runs do for all sequences on all processors until one fails.
-func each(all []sequence, do func(sequence) error) error {
+// forEach runs do for all on all processors until one fails.
+func forEach[T any](all []T, do func(T) error) error {
 	var wg sync.WaitGroup
 	var next atomic.Int64
 	var mu sync.Mutex
@@ -125,7 +125,11 @@ func (s sequence) judge(limit int, arm func(*sim.FS)) (states int, sites map[str
 	w.die()
 	for cut := range w.fs.CrashesFrom(from, limit, seed) {
 		states++
-		if err := judged(s, cut, verify(cut, s.typ, "boot-2")); err != nil {
+		err := checkVisible(cut, s.typ)
+		if err == nil {
+			err = verify(cut, s.typ, "boot-2")
+		}
+		if err := judged(s, cut, err); err != nil {
 			return states, sites, err
 		}
 	}
@@ -142,10 +146,10 @@ func judged(s sequence, cut *sim.FS, err error) error {
 
 // TestPowerLoss cuts the power everywhere in every sequence.
 func TestPowerLoss(t *testing.T) {
-	limit := int(number("CRASH_LIMIT", 12))
+	limit := int(number("CRASH_LIMIT", 8))
 	all := sequences()
 	var states, runs atomic.Int64
-	err := each(all, func(s sequence) error {
+	err := forEach(all, func(s sequence) error {
 		n, _, err := s.judge(limit, nil)
 		states.Add(int64(n))
 		runs.Add(1)

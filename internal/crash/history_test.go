@@ -9,7 +9,7 @@ const sector = 512
 
 // event is what the caller started or was promised; sim keeps it in its log.
 type event struct {
-	op     string // open, create, write, flush, expand, delete
+	op     string // open, create, write, flush, expand, delete, crash
 	done   bool   // promised; else started
 	off, n int64  // write: bytes
 	stamp  byte   // write: value, 0 for a discard
@@ -88,6 +88,10 @@ func (p *promise) add(e event) {
 			if e.done {
 				c.durable = c.acked
 			}
+		}
+	case "crash": // what was acknowledged only may be lost: a later flush does not bring it back
+		for _, c := range p.cells {
+			c.acked = c.durable
 		}
 	case "expand":
 		if e.done {

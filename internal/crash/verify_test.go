@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 
@@ -36,7 +37,7 @@ func verify(cut *sim.FS, typ host.DiskType, boot string) error {
 		if p.disk == present {
 			return fmt.Errorf("I4: a disk whose creation was promised is gone: %w", err)
 		}
-		return w.verifyAbsent()
+		return w.verifyAbsent(p)
 	case err != nil:
 		return fmt.Errorf("get: %w", err)
 	case p.disk == absent:
@@ -47,6 +48,30 @@ func verify(cut *sim.FS, typ host.DiskType, boot string) error {
 		return fmt.Errorf("size %d, promised was %d or %d", d.Size, p.size, p.growing)
 	}
 	return w.verifyPresent(p, d)
+}
+
+// checkVisible: a descriptor that can be seen can be opened, even while nothing has been promised (pkg/vmdk: a descriptor
+// becomes visible only after its extents are durable). Somebody may copy the directory away right now.
+func checkVisible(cut *sim.FS, typ host.DiskType) error {
+	w := &world{fs: cut, typ: typ}
+	d, err := w.directory()
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	l, err := vmdk.Open(d, "disk.vmdk", vmdk.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, serr := d.Stat("disk.vmdk"); errors.Is(serr, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("a descriptor is visible before its extents: %w", err)
+	}
+	return l.Close()
 }
 
 // checkNames: at most one volume, and it is the one its name says (I4).
@@ -67,17 +92,22 @@ func (w *world) checkNames(p *promise) error {
 }
 
 // verifyAbsent: the name can be used, what it gives is a new, empty disk, and nothing of an older one is left.
-func (w *world) verifyAbsent() error {
-	d, err := w.vols.Create(ctx, w.spec())
+func (w *world) verifyAbsent(before *promise) error {
+	spec := w.spec()
+	if before.disk == absent {
+		spec.Size *= 2 // nobody owns the name: a disk of another kind may have it
+	}
+	d, err := w.vols.Create(ctx, spec)
 	if err != nil {
 		return fmt.Errorf("create after the crash: %w", err)
 	}
 	p := newPromise()
-	p.add(event{op: "create", done: true, size: mib, uuid: d.UUID})
+	p.add(event{op: "create", done: true, size: spec.Size, uuid: d.UUID})
 	return inOrder([]step{
 		{"released state (I3)", w.checkReleased},
 		{"attach", func() error { _, err := w.attach(); return err }},
 		{"unreferenced files (I6)", w.checkFiles},
+		{"size", func() error { return w.checkSize(p) }},
 		{"content (I2)", func() error { return w.checkContent(p) }},
 		{"detach", w.detach},
 		{"structure (I1)", w.checkStructure},

@@ -216,20 +216,15 @@ func (s *Datastore) sweep(prefix string) error {
 		return err
 	}
 	var first error
-	swept := false
 	for _, n := range names {
 		if !strings.HasPrefix(n, prefix) {
 			continue
 		}
-		swept = true
 		if err := s.purge(n); err != nil && first == nil {
 			first = fault.Wrap(err, "remove a deleted disk's files")
 		}
 	}
-	if swept && first == nil {
-		first = s.volumes.Sync()
-	}
-	return first
+	return first // no sync: what comes back after a crash is still a remainder, and swept again
 }
 
 func (s *Datastore) purge(name string) error {

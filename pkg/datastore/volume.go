@@ -237,8 +237,5 @@ func (v *Volume) Collect(m Manifest) ([]string, error) {
 		}
 		removed = append(removed, n)
 	}
-	if len(removed) == 0 {
-		return nil, nil
-	}
-	return removed, v.dir.Sync()
+	return removed, nil // no sync: a file that comes back after a crash is still unreferenced, and collected again
 }

@@ -1,0 +1,112 @@
+package crash
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
+)
+
+// trial is one enumeration in which a sync call takes part.
+type trial struct {
+	s      sequence
+	second bool // in the life after a crash
+}
+
+// trialsBySite runs every sequence and says which sync calls each one reaches.
+func trialsBySite() (map[string][]trial, error) {
+	var mu sync.Mutex
+	found := map[string][]trial{}
+	add := func(t trial, sites map[string]int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for site := range sites {
+			found[site] = append(found[site], t)
+		}
+	}
+	err := forEach(sequences(), func(s sequence) error {
+		w, _, _, err := s.run(nil, false)
+		if err != nil {
+			return err
+		}
+		add(trial{s: s}, w.fs.SyncSites())
+		w.die()
+		if len(s.ops) > 1 {
+			return nil
+		}
+		cuts, err := s.some(3)
+		if err != nil {
+			return err
+		}
+		for _, c := range cuts {
+			_, sites, err := s.second(c, 1, nil)
+			if err != nil {
+				return err
+			}
+			add(trial{s: s, second: true}, sites)
+		}
+		return nil
+	})
+	// Short histories first: they are cheap, and most of what goes wrong goes wrong in them.
+	for _, t := range found {
+		slices.SortStableFunc(t, func(a, b trial) int { return len(a.s.ops) - len(b.s.ops) })
+	}
+	return found, err
+}
+
+// run judges the trial without the syncs of site.
+func (t trial) run(site string, limit int) error {
+	drop := func(fs *sim.FS) { fs.DropSync(site) }
+	if !t.second {
+		_, _, err := t.s.judge(limit, drop)
+		return err
+	}
+	cuts, err := t.s.some(3)
+	if err != nil {
+		return err
+	}
+	for _, c := range cuts {
+		if _, _, err := t.s.second(c, limit, drop); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestEverySyncIsNeeded: without any single sync call the enumeration finds a broken promise. A call that survives is
+// useless and belongs removed, or guards something that the enumeration should look at.
+func TestEverySyncIsNeeded(t *testing.T) {
+	bySite, err := trialsBySite()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("SEED=%d: %d sync calls", seed, len(bySite))
+	if len(bySite) < 8 {
+		t.Fatal("too few: the code was not exercised")
+	}
+	err = forEach(slices.Sorted(maps.Keys(bySite)), func(site string) error {
+		trials := bySite[site]
+		for i, tr := range trials {
+			if tr.run(site, 16) != nil {
+				t.Logf("%-34s caught by history %d of %d", site, i+1, len(trials))
+				return nil
+			}
+		}
+		t.Errorf("%s: nothing breaks without this sync, in %d histories: %s", site, len(trials), names(trials))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func names(trials []trial) string {
+	out := ""
+	for _, t := range trials[:min(3, len(trials))] {
+		out += fmt.Sprintf("[%s, second life: %v] ", t.s, t.second)
+	}
+	return out
+}
