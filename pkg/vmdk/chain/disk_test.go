@@ -30,6 +30,14 @@ func seeded(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 1))
 }
 
+// fewer is n, or less where the race detector makes everything slow.
+func fewer(n int) int {
+	if raceDetector {
+		return n / 3
+	}
+	return n
+}
+
 // disk is a chain in a directory, with the bytes it must have.
 type disk struct {
 	t    *testing.T
