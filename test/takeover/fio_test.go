@@ -63,12 +63,14 @@ func fio(t *testing.T, path string, size int64, seed uint64) func(<-chan struct{
 	if err != nil {
 		t.Skip("fio is not installed (apt-get install fio)")
 	}
+	dir := t.TempDir() // for what fio leaves where it runs
 	return func(stop <-chan struct{}) error {
 		for round := 0; ; round++ {
 			cmd := exec.Command(bin, "--name=verify", "--filename="+path, "--direct=1", "--ioengine=libaio", "--iodepth=32",
 				"--rw=randwrite", "--bsrange=4k-64k", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256",
-				"--do_verify=1", "--fsync=200", fmt.Sprintf("--randseed=%d", seed+uint64(round)), fmt.Sprintf("--size=%d", size),
+				"--do_verify=1", "--verify_state_save=0", "--fsync=200", fmt.Sprintf("--randseed=%d", seed+uint64(round)), fmt.Sprintf("--size=%d", size),
 				"--io_size=24m")
+			cmd.Dir = dir
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				return fmt.Errorf("fio: %w\n%s", err, out)

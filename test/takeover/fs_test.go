@@ -8,7 +8,6 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -212,37 +211,14 @@ func TestHostdUnderFileSystem(t *testing.T) {
 	underFileSystem(t, "sparse", "ext4", &smallHostd{})
 }
 
-func underFileSystem(t *testing.T, kind, fstype string, h host) {
-	mkfs, err := exec.LookPath("mkfs." + fstype)
-	if err != nil {
-		t.Skipf("mkfs.%s is not installed (apt-get install xfsprogs e2fsprogs)", fstype)
-	}
+func underFileSystem(t *testing.T, kind, fstype string, h server) {
 	rnd := seeded(t)
 	d := newDisk(t, kind)
 	if fstype == "xfs" { // the least that mkfs.xfs makes
 		d = newDiskOf(t, kind, 300<<20)
 	}
 	r := attach(t, d, h, false)
-	if out, err := exec.Command(mkfs, r.loop.Path()).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	m := mount(t, fstype, r.loop.Path())
-	ws := newWriters()
-	killUnder(t, rnd, r, kills(), writersUntil(ws, m.path, rnd.Uint64()))
-	for _, w := range ws {
-		t.Logf("%s: %d writes", w.file, w.writes)
-		if w.writes == 0 {
-			t.Errorf("%s wrote nothing", w.file)
-		}
-	}
-	m.umount(t, r.loop.Path())
-	m = mount(t, fstype, r.loop.Path()) // what is read now comes from the disk
-	for _, w := range ws {
-		if err := w.check(m.path); err != nil {
-			t.Error(err)
-		}
-	}
-	m.umount(t, r.loop.Path())
+	onFileSystem(t, rnd, r, fstype, kills())
 	sum := r.sum(t)
 	r.detach(t)
 	d.verify(t, sum)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,9 +23,14 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
 )
 
-// TestMain is three programs: the tests, a worker, and a small hostd that does nothing but supervise workers.
+// TestMain is five programs: the tests; vmdk-hostd and a node service; a worker with other disks than hostd's, and a small
+// hostd that does nothing but supervise one.
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(asHostd) != "":
+		exit(realHostd())
+	case len(os.Args) == 4 && os.Args[1] == "node":
+		exit(nodeService(os.Args[2], os.Args[3]))
 	case len(os.Args) > 2 && os.Args[1] == "disk":
 		exit(worker.Main(context.Background(), worker.Params{
 			Files: worker.Inherited(), Open: openers[os.Getenv("TAKEOVER_OPENER")],
@@ -74,7 +80,7 @@ func leaksNow(before map[string]string) error {
 	all, err := loop.List()
 	errs = append(errs, err)
 	for _, a := range all {
-		if strings.HasPrefix(a.Backing, "/"+prefix()) {
+		if strings.HasPrefix(a.Backing, "/"+prefix()) || slices.Contains(made, strings.TrimPrefix(a.Backing, "/")) {
 			errs = append(errs, fmt.Errorf("loop device %s over %s", a.Path, a.Backing))
 		}
 	}
@@ -105,6 +111,9 @@ func descriptors() map[string]string {
 	return all
 }
 
+// made are the names of disks that do not start with prefix.
+var made []string
+
 // prefix starts the names of this process's disks.
 func prefix() string { return fmt.Sprintf("takeover-%d-", os.Getpid()) }
 
@@ -124,11 +133,13 @@ func seeded(t *testing.T) *rand.Rand {
 
 // kills is how many deaths a case has.
 func kills() int {
-	if os.Getenv("VMDK_CSI_TAKEOVER") == "full" {
+	if full() {
 		return 10
 	}
 	return 3
 }
+
+func full() bool { return os.Getenv("VMDK_CSI_TAKEOVER") == "full" }
 
 // need skips where the machine truly lacks what every test here is about.
 func need(t *testing.T) {

@@ -91,11 +91,11 @@ type rig struct {
 	session *fuse.Session
 	table   *os.File
 	loop    *loop.Device
-	host    host
+	host    server
 }
 
-// host is what serves the rig's disk.
-type host interface {
+// server is what serves the rig's disk.
+type server interface {
 	// start serves the disk.
 	start(t *testing.T, r *rig)
 	// kill ends one of its processes with SIGKILL and returns when another one serves.
@@ -107,7 +107,7 @@ type host interface {
 var diskCount atomic.Int64
 
 // attach makes the disk a block device that h serves.
-func attach(t *testing.T, d disk, h host, readOnly bool) *rig {
+func attach(t *testing.T, d disk, h server, readOnly bool) *rig {
 	t.Helper()
 	r := &rig{disk: d, host: h, name: prefix() + strconv.FormatInt(diskCount.Add(1), 10)}
 	var err error

@@ -1,0 +1,339 @@
+package takeover
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	hostdcli "github.com/vmdk-csi/vmdk-csi/internal/cli/hostd"
+	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
+	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/wire"
+	"github.com/vmdk-csi/vmdk-csi/pkg/node"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/worker/table"
+)
+
+// asHostd in the environment makes this program vmdk-hostd, workers included.
+const asHostd = "TAKEOVER_AS_HOSTD"
+
+func realHostd() error { return hostdcli.NewCommand().ExecuteContext(context.Background()) }
+
+// product is the real data path: vmdk-hostd with its workers, and a node service's Holder with the kernel's devices, each
+// in processes of their own. kill kills one of the three kinds in turn.
+type product struct {
+	dir     string
+	id      string
+	client  *wire.Client
+	hostd   *exec.Cmd
+	node    *nodeProcess
+	said    *os.File // what hostd and its workers log
+	killed  int
+	device  string
+	victims []string
+}
+
+type nodeProcess struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Scanner
+}
+
+// nodeService is the process: it attaches the disk if it is given one, and holds what hostd has attached until its input
+// ends. Its arguments are the socket and the disk's id or "".
+func nodeService(socket, id string) error {
+	c := wire.NewClient(socket)
+	defer c.Close()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	h := node.NewHolder(c, func(id string) (bool, error) {
+		all, err := loop.FindByName(id)
+		return len(all) > 0, err
+	}, nil, log)
+	defer h.Close()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan struct{})
+	go func() { defer close(done); h.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	said := "holding"
+	if id != "" {
+		device, err := attachAndHold(ctx, c, h, id)
+		if err != nil {
+			return err
+		}
+		said = device
+	}
+	for h.Reachable() != nil {
+		time.Sleep(time.Millisecond)
+	}
+	fmt.Println(said)
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, waitLong)
+	defer cancel()
+	s, err := fuse.NewSession(id)
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	t, err := table.Create()
+	if err != nil {
+		return "", err
+	}
+	defer t.Close()
+	dev := host.Device{Fuse: s.Dev, Table: t}
+	att, err := c.Attach(ctx, host.AttachRequest{ID: id}, dev)
+	if err != nil {
+		return "", err
+	}
+	f, err := s.OpenDisk(ctx, os.O_RDWR)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	l, err := loop.Attach(f, loop.Options{DirectIO: true})
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Path(), h.Add(ctx, host.Held{Attachment: att, Device: dev})
+}
+
+func (p *product) socket() string { return filepath.Join(p.dir, "run", "s") }
+
+func (p *product) startHostd(t *testing.T) {
+	t.Helper()
+	p.hostd = exec.Command(self(t), "serve", "--node-name=node-a", "--socket="+p.socket(), "--run-dir="+filepath.Join(p.dir, "run"),
+		"--datastore=a="+filepath.Join(p.dir, "store"), "--log-level=warn")
+	p.hostd.Env = append(os.Environ(), asHostd+"=1")
+	p.hostd.Stdout, p.hostd.Stderr = p.said, p.said
+	if err := p.hostd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "hostd answers", func() bool { _, err := p.client.Attachments(t.Context()); return err == nil })
+}
+
+func (p *product) startNode(t *testing.T, id string) string {
+	t.Helper()
+	n := &nodeProcess{cmd: exec.Command(self(t), "node", p.socket(), id)}
+	n.cmd.Stderr = p.said
+	var err error
+	if n.in, err = n.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := n.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.out = bufio.NewScanner(out)
+	if err := n.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.node = n
+	if !n.out.Scan() {
+		t.Fatalf("the node service ended: %v\n%s", n.cmd.Wait(), p.log())
+	}
+	return n.out.Text()
+}
+
+func (p *product) log() string {
+	b, err := os.ReadFile(p.said.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+func (p *product) until(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(waitLong); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s\n%s", waitLong, what, p.log())
+		}
+	}
+}
+
+// worker is the pid that serves the disk, 0 if none does.
+func (p *product) worker(t *testing.T) int {
+	t.Helper()
+	all, err := p.client.Attachments(t.Context())
+	if err != nil || len(all) != 1 {
+		return 0
+	}
+	return all[0].WorkerPID
+}
+
+// attachProduct makes a disk through hostd and attaches it through the node service.
+func attachProduct(t *testing.T, spec host.DiskSpec, victims ...string) (*product, *rig) {
+	t.Helper()
+	p := &product{dir: t.TempDir(), victims: victims}
+	if err := os.Mkdir(filepath.Join(p.dir, "store"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if p.said, err = os.Create(filepath.Join(p.dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.said.Close() })
+	p.client = wire.NewClient(p.socket())
+	t.Cleanup(func() { p.client.Close() })
+	p.startHostd(t)
+	spec.Name, spec.Datastore, spec.Size = prefix()+t.Name(), "a", diskSize
+	d, err := p.client.Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.id = d.ID
+	made = append(made, d.ID)
+	p.device = p.startNode(t, d.ID)
+	l, err := loop.Open(p.device, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{name: d.ID, loop: l, host: p, disk: disk{path: filepath.Join(p.dir, "store", "volumes", d.ID), opener: "chain", size: d.Size,
+		format: vmdk.Format(spec.Format)}}
+	for _, x := range d.Links {
+		r.disk.links = append(r.disk.links, chain.Ref{Name: x.Name, Size: x.Size})
+	}
+	return p, r
+}
+
+// detachProduct ends all of it; nothing may be left.
+func detachProduct(t *testing.T, p *product, r *rig) {
+	t.Helper()
+	if err := r.loop.Detach(); err != nil {
+		t.Error(err)
+	}
+	if err := loop.WaitReleased(within(t, waitLong), r.loop.Number, "/"+p.id); err != nil {
+		t.Error(err)
+	}
+	if err := p.client.Detach(within(t, waitLong), p.id); err != nil {
+		t.Errorf("detach: %v\n%s", err, p.log())
+	}
+	p.node.in.Close()
+	if err := p.node.cmd.Wait(); err != nil {
+		t.Errorf("node service: %v\n%s", err, p.log())
+	}
+	if err := p.hostd.Process.Signal(unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	_ = p.hostd.Wait()
+	if t.Failed() {
+		t.Logf("hostd, its workers and the node service said:\n%s", p.log())
+	}
+}
+
+// start and stop belong to attachProduct and detachProduct.
+func (p *product) start(*testing.T, *rig) {}
+func (p *product) stop(*testing.T)        {}
+
+func (p *product) kill(t *testing.T) {
+	t.Helper()
+	victim := p.victims[p.killed%len(p.victims)]
+	p.killed++
+	old, start := p.worker(t), time.Now()
+	switch victim {
+	case "worker":
+		if old == 0 {
+			t.Fatal("no worker to kill")
+		}
+		if err := unix.Kill(old, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	case "hostd":
+		_ = p.hostd.Process.Kill()
+		_ = p.hostd.Wait()
+		p.startHostd(t)
+	case "node":
+		_ = p.node.cmd.Process.Kill()
+		p.node.in.Close()
+		_ = p.node.cmd.Wait()
+		p.startNode(t, "")
+	}
+	now := 0
+	p.until(t, "a worker serves after the death of "+victim, func() bool {
+		now = p.worker(t)
+		return now != 0 && (now != old) == (victim != "node")
+	})
+	t.Logf("%s killed; worker %d, before %d, after %v", victim, now, old, time.Since(start).Round(100*time.Microsecond))
+}
+
+// TestProduct kills worker, hostd and node service in turn, under fio and under a file system: in full mode each ten times,
+// otherwise each once.
+func TestProduct(t *testing.T) {
+	need(t)
+	for _, c := range []struct {
+		name   string
+		spec   host.DiskSpec
+		fstype string
+	}{
+		{"flat-fio", host.DiskSpec{Type: host.MonolithicFlat, Format: host.ZeroedThick}, ""},
+		{"thin-ext4", host.DiskSpec{Type: host.MonolithicFlat, Format: host.Thin}, "ext4"},
+		{"sparse-fio", host.DiskSpec{Type: host.TwoGbMaxExtentSparse, Format: host.Thin}, ""},
+		{"sparse-ext4", host.DiskSpec{Type: host.TwoGbMaxExtentSparse, Format: host.Thin}, "ext4"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			rnd := seeded(t)
+			p, r := attachProduct(t, c.spec, "worker", "hostd", "node")
+			n := len(p.victims)
+			if full() {
+				n *= kills()
+			}
+			if c.fstype == "" {
+				killUnder(t, rnd, r, n, fio(t, r.loop.Path(), r.disk.size, rnd.Uint64()>>1))
+			} else {
+				onFileSystem(t, rnd, r, c.fstype, n)
+			}
+			sum := r.sum(t)
+			detachProduct(t, p, r)
+			r.disk.verify(t, sum)
+		})
+	}
+}
+
+func onFileSystem(t *testing.T, rnd *rand.Rand, r *rig, fstype string, n int) {
+	t.Helper()
+	mkfs, err := exec.LookPath("mkfs." + fstype)
+	if err != nil {
+		t.Skipf("mkfs.%s is not installed (apt-get install xfsprogs e2fsprogs)", fstype)
+	}
+	if out, err := exec.Command(mkfs, r.loop.Path()).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, bytes.TrimSpace(out))
+	}
+	m := mount(t, fstype, r.loop.Path())
+	ws := newWriters()
+	killUnder(t, rnd, r, n, writersUntil(ws, m.path, rnd.Uint64()))
+	var wrote []string
+	for _, w := range ws {
+		wrote = append(wrote, fmt.Sprintf("%s %d", w.file, w.writes))
+		if w.writes == 0 {
+			t.Errorf("%s wrote nothing", w.file)
+		}
+	}
+	t.Logf("writes: %s", strings.Join(wrote, ", "))
+	m.umount(t, r.loop.Path())
+	m = mount(t, fstype, r.loop.Path()) // what is read now comes from the disk
+	for _, w := range ws {
+		if err := w.check(m.path); err != nil {
+			t.Error(err)
+		}
+	}
+	m.umount(t, r.loop.Path())
+}
