@@ -124,11 +124,13 @@ func TestConcurrent(t *testing.T) {
 }
 
 // hammer: writer w owns the sectors s with s%8 == w in the first half of the disk, and a share of the second half in whole
-// grains, which it discards and writes.
+// grains, which it discards and writes. The last 4 grains belong to all, who discard and write them at once; a place
+// that is given up twice there would soon hold two grains.
 func (d *disk) hammer() {
 	const writers, rounds = 8, 60
 	size := int64(len(d.want))
 	half := size / 2
+	shared := size - 4*65536
 	var wg sync.WaitGroup
 	var mu sync.Mutex // guards want
 	for w := range int64(writers) {
@@ -150,7 +152,7 @@ func (d *disk) hammer() {
 					d.t.Errorf("sector %d: own write not read back: %v", sector, err)
 					return
 				}
-				g := half + (r.Int64N((size-half)/65536/writers)*writers+w)*65536
+				g := half + (r.Int64N((shared-half)/65536/writers)*writers+w)*65536
 				b = fillOf(65536, byte(r.IntN(255)+1))
 				var err error
 				if r.IntN(2) == 0 {
@@ -169,6 +171,18 @@ func (d *disk) hammer() {
 				mu.Lock()
 				copy(d.want[g:], b)
 				mu.Unlock()
+				for range 3 {
+					g = shared + r.Int64N(4)*65536
+					if r.IntN(2) == 0 {
+						err = d.c.Discard(g, 65536)
+					} else {
+						_, err = d.c.WriteAt(b[:4096], g)
+					}
+					if err != nil {
+						d.t.Errorf("shared grain at %d: %v", g, err)
+						return
+					}
+				}
 			}
 		})
 	}
@@ -185,4 +199,9 @@ func (d *disk) hammer() {
 		mu.Unlock()
 	}
 	wg.Wait()
+	end := fillOf(4*65536, 0x55)
+	if _, err := d.c.WriteAt(end, shared); err != nil {
+		d.t.Errorf("write: %v", err)
+	}
+	copy(d.want[shared:], end)
 }
