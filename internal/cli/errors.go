@@ -49,11 +49,9 @@ func Report(w io.Writer, err error) int {
 	if remedy == "" {
 		remedy = remedies[f.Kind]
 	}
-	// A fault that was joined or wrapped with %w carries its remedy in its text too.
-	message := strings.ReplaceAll(f.Message, " ("+f.Remedy+")", "")
-	fmt.Fprintf(w, "Error: %s\n", Printable(strings.ReplaceAll(message, "\n", "; ")))
+	fmt.Fprintf(w, "Error: %s\n", Printable(Message(f)))
 	if remedy != "" {
-		fmt.Fprintf(w, "Remedy: %s\n", Printable(sentence(remedy)))
+		fmt.Fprintf(w, "Remedy: %s\n", Printable(Sentence(remedy)))
 	}
 	switch {
 	case errors.As(err, &u):
@@ -66,8 +64,17 @@ func Report(w io.Writer, err error) int {
 	return ExitFailed
 }
 
+// Message is the text of f in one line without the remedy, which a fault that was joined or wrapped with %w carries too.
+func Message(f *fault.Fault) string {
+	s := f.Message
+	if f.Remedy != "" {
+		s = strings.ReplaceAll(s, " ("+f.Remedy+")", "")
+	}
+	return strings.ReplaceAll(s, "\n", "; ")
+}
+
 // Sentence begins s with a capital and ends it with a full stop.
-func sentence(s string) string {
+func Sentence(s string) string {
 	r, n := utf8.DecodeRuneInString(s)
 	s = string(unicode.ToUpper(r)) + s[n:]
 	if !strings.HasSuffix(s, ".") {
