@@ -20,12 +20,13 @@ type allocator struct {
 
 	next    int64 // first sector never handed out
 	end     int64 // sectors of the file
-	freed   []grainRun
-	settled []grainRun
-	free    []grainRun
+	freed   []GrainRun
+	settled []GrainRun
+	free    []GrainRun
 }
 
-type grainRun struct{ sector, grains int64 }
+// GrainRun is a run of grains that were given up.
+type GrainRun struct{ sector, grains int64 }
 
 // growSectors is how much the file is extended at once: one metadata operation per 16 MiB.
 const growSectors = 16 << 20 / SectorSize
@@ -98,10 +99,10 @@ func (e *Extent) Free(sector, grains int64) {
 		a.freed[n-1].grains += grains // a discard of a whole disk is one run, not millions
 		return
 	}
-	a.freed = append(a.freed, grainRun{sector, grains})
+	a.freed = append(a.freed, GrainRun{sector, grains})
 }
 
-func (a *allocator) takeFreed() []grainRun {
+func (a *allocator) takeFreed() []GrainRun {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	f := a.freed
@@ -109,7 +110,7 @@ func (a *allocator) takeFreed() []grainRun {
 	return f
 }
 
-func (a *allocator) durable(f []grainRun) {
+func (a *allocator) durable(f []GrainRun) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.settled = append(a.settled, f...)
@@ -126,7 +127,7 @@ func (e *Extent) Settled() int {
 }
 
 // Settle takes the settled grains. When every request that had begun before this call is over, hand them to Reclaim.
-func (e *Extent) Settle() []grainRun {
+func (e *Extent) Settle() []GrainRun {
 	if e.sp == nil {
 		return nil
 	}
@@ -139,7 +140,7 @@ func (e *Extent) Settle() []grainRun {
 }
 
 // Reclaim gives the space of settled grains back to the file system and their place in the file to the allocator.
-func (e *Extent) Reclaim(runs []grainRun) error {
+func (e *Extent) Reclaim(runs []GrainRun) error {
 	g := e.sp.grain
 	sort.Slice(runs, func(i, j int) bool { return runs[i].sector < runs[j].sector })
 	merged := runs[:0]

@@ -86,7 +86,7 @@ func (t *tableChecker) entry(g int64, v uint32) {
 	if at%grain != 0 {
 		bad(GrainUnaligned, Warning, "Convert the disk when convenient", "grain %d is at sector %d, not a multiple of %d", g, v, grain)
 	}
-	if !t.used.add(g, v) {
+	if !t.used.add(v) {
 		bad(GrainShared, Error, "Find out whose content it is, and give the other grain a place of its own", "grain %d is at sector %d, where another grain is", g, v)
 	}
 }

@@ -47,6 +47,9 @@ func (l *Link) Grow(ctx context.Context, p GrowParams) error {
 // PrepareGrow is step 1 of Grow. It may run while the link is read and written.
 func (l *Link) PrepareGrow(ctx context.Context, p GrowParams) (*Growth, error) {
 	lines, from, err := l.planGrow(&p)
+	if err == nil {
+		err = l.unsure // the descriptor on disk may name what step 1 would cut off or replace
+	}
 	if err != nil {
 		return nil, fault.Wrap(err, "grow %s to %d bytes", l.Name, p.Capacity)
 	}

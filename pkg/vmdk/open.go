@@ -34,6 +34,7 @@ type Link struct {
 	o        Options
 	embedded bool
 	begun    bool
+	unsure   error // which descriptor is on disk is unknown: nothing may be built on either
 }
 
 // Open opens the link whose descriptor is name. It is a descriptor text, or a sparse extent with an embedded descriptor

@@ -123,7 +123,7 @@ func (s *sparse) recoverTable(i int64, used *grainSet) ([]mend, error) {
 		if v != rgt[j] {
 			mends = append(mends, mend{int64(s.rgd[i])*SectorSize + int64(j)*4, v})
 		}
-		if v > 1 && !used.add(g, v) || v == 1 && s.h.flags&flagZeroGrain == 0 {
+		if v > 1 && !used.add(v) || v == 1 && s.h.flags&flagZeroGrain == 0 {
 			return nil, fault.New(fault.Damaged, "run vmdkctl check, and restore the disk or convert what is readable",
 				"grain %d is said to be at sector %d, which is metadata, outside the file, or another grain's", g, v)
 		}
@@ -162,7 +162,7 @@ func newGrainSet(s *sparse) *grainSet {
 }
 
 // add takes a place for a grain; false if it is no place, or taken, in whole or in part.
-func (u *grainSet) add(_ int64, sector uint32) bool {
+func (u *grainSet) add(sector uint32) bool {
 	at, g := int64(sector), u.s.grain
 	if at < int64(u.s.h.overHead) || at >= u.limit {
 		return false

@@ -57,7 +57,6 @@ const (
 	ParentModified      Code = "parent-modified"         // parentCID is not the parent's CID
 	LinkCapacities      Code = "link-capacities-differ"  // links of a chain differ in size
 	NotOpenable         Code = "not-openable"            // valid, but not handled
-	ChainLoop           Code = "chain-loop"              // a link is its own ancestor
 	ChainDeep           Code = "chain-deep"              // more links than VMware supports
 	ParentMissing       Code = "parent-missing"          //
 	ParentHintDiffers   Code = "parent-hint-differs"     //

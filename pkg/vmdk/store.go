@@ -31,6 +31,9 @@ func (l *Link) Begin() error {
 // store makes next the descriptor on disk and of l. A structural change of a stand-alone descriptor, one that must be there
 // as a whole or not at all, goes by rename.
 func (l *Link) store(next *Descriptor, structural bool) error {
+	if l.unsure != nil {
+		return l.unsure
+	}
 	var err error
 	old, text := l.desc.Load().Text(), next.Text()
 	switch {
@@ -42,10 +45,23 @@ func (l *Link) store(next *Descriptor, structural bool) error {
 		err = replaceFile(l.dir, l.Name, text)
 	}
 	if err != nil {
-		return fault.Wrap(err, "descriptor %s", l.Name)
+		err = fault.Wrap(err, "descriptor %s", l.Name)
+		if structural && !refused(err) {
+			l.unsure = fault.New(fault.Poisoned, "detach the disk and attach it again", "an earlier change of %s failed half-way: %w", l.Name, err)
+		}
+		return err
 	}
 	l.desc.Store(next)
 	return nil
+}
+
+// refused tells that a failed change has surely not happened: it was turned down, not lost on the way.
+func refused(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.NoSpace, fault.ReadOnly, fault.Denied, fault.Exhausted, fault.Invalid, fault.OutOfRange:
+		return true
+	}
+	return false
 }
 
 // patchable tells that only content IDs changed, in place: at most the sector of the CID and that of the long one.

@@ -172,7 +172,7 @@ const MaxDirtyTables = maxTables / 2
 type Frozen struct {
 	e      *Extent
 	tables []frozenTable
-	freed  []grainRun
+	freed  []GrainRun
 }
 
 type frozenTable struct {
