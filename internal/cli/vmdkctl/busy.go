@@ -3,20 +3,21 @@ package vmdkctl
 import (
 	"bufio"
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/sys"
+	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// DeviceBusy says who uses a block device: somebody who claimed it (a mount in whatever namespace, LVM, swap), or another
-// process that has it open. nil: nobody. Kinds: InUse.
-func deviceBusy(path string) error {
+// DeviceClaimed says who claimed a block device: a mount in whatever namespace, LVM, swap. nil: nobody. Kinds: InUse.
+//
+// Who merely has it open is not looked for in /proc/*/fd: such a look waits, unkillably, for any process on the machine
+// that is stuck in execve(2). Unbind finds out by itself.
+func deviceClaimed(path string) error {
 	// open(2): O_EXCL on a block device fails with EBUSY if the system uses it; its partitions count.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	switch {
@@ -29,10 +30,36 @@ func deviceBusy(path string) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	_ = unix.Close(fd)
-	if who := openers(path, os.Getpid()); len(who) > 0 {
-		return fault.New(fault.InUse, "End these processes, or wait for them.", "%s is open in %s", path, strings.Join(who, ", "))
-	}
 	return nil
+}
+
+// Unbind detaches dev, which only this process may have open. Kinds: InUse (somebody else has it open; nothing changed).
+//
+// LOOP_CLR_FD never refuses (drivers/block/loop.c, loop_clr_fd): it sets autoclear, and of a sole opener's device it begins
+// the end at once. LOOP_SET_STATUS64 tells which: it fails with ENXIO on a device that is ending; else it takes autoclear
+// off again, so that the device stays when the others close it.
+func unbind(dev *loop.Device, readOnly bool) error {
+	fd, err := sys.Fd(dev.File)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0); err != nil {
+		if errors.Is(err, unix.ENXIO) {
+			return nil // detached meanwhile
+		}
+		return fault.Wrap(os.NewSyscallError("LOOP_CLR_FD", err), "detach %s", dev.Path())
+	}
+	info := unix.LoopInfo64{Flags: unix.LO_FLAGS_PARTSCAN | unix.LO_FLAGS_DIRECT_IO}
+	if readOnly {
+		info.Flags |= unix.LO_FLAGS_READ_ONLY
+	}
+	switch err := unix.IoctlLoopSetStatus64(fd, &info); {
+	case errors.Is(err, unix.ENXIO):
+		return nil
+	case err != nil:
+		return fault.Wrap(os.NewSyscallError("LOOP_SET_STATUS64", err), "detach %s", dev.Path())
+	}
+	return fault.New(fault.InUse, "`fuser -v "+dev.Path()+"` shows which; end it, or wait for it.", "%s is open in another process", dev.Path())
 }
 
 // MountPoints are the places where a device or a partition of it is mounted, in this mount namespace.
@@ -60,42 +87,4 @@ func mountPoints(device string) []string {
 // Unescape undoes the octal escapes of blanks in mountinfo.
 func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
-}
-
-// Openers are the processes that have the device or a partition of it open, as far as this one may look.
-func openers(device string, self int) []string {
-	dirs, err := filepath.Glob("/proc/[0-9]*/fd")
-	if err != nil {
-		return nil
-	}
-	var who []string
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(d)))
-		if err != nil || pid == self || !hasOpen(d, device) {
-			continue
-		}
-		comm, err := os.ReadFile(filepath.Join(filepath.Dir(d), "comm"))
-		if err != nil {
-			continue // ended meanwhile
-		}
-		who = append(who, fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm))))
-	}
-	return who
-}
-
-func hasOpen(fds, device string) bool {
-	names, err := os.ReadDir(fds)
-	if err != nil {
-		return false
-	}
-	for _, n := range names {
-		target, err := os.Readlink(filepath.Join(fds, n.Name()))
-		if err != nil {
-			continue
-		}
-		if target == device || strings.HasPrefix(target, device+"p") {
-			return true
-		}
-	}
-	return false
 }

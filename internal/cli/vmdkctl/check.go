@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // Verdicts of a check.
@@ -65,36 +67,34 @@ program may object to), 1 the check could not be done. Notes do not count.`,
 // Check examines the links of f, and then what binds them. Broken is why the chain could not be followed to its base.
 func check(ctx context.Context, f *found, broken error) (*checkResult, error) {
 	r := &checkResult{Disk: f.Head(), Links: len(f.Names)}
-	all := vmdk.Report{}
-	for _, name := range f.Names {
-		one, err := vmdk.Check(ctx, f.Dir, name)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range one.Problems {
-			all.Add(p)
-		}
-		all.Omitted += one.Omitted
-		r.Allocated += one.Allocated
-		r.Leaked += one.Leaked
+	all, err := chain.Check(ctx, f.Dir, f.refs())
+	if err != nil {
+		return nil, err
 	}
-	if broken != nil && all.Sound() { // else it is in the report already
-		all.Add(problemOf(broken, f.Names[0]))
+	r.Allocated, r.Leaked = all.Allocated, all.Leaked
+	if broken != nil {
+		// Why the chain ends too early is said once, in the words of the one who followed it.
+		all.Problems = slices.DeleteFunc(all.Problems, func(p vmdk.Problem) bool { return p.Code == vmdk.ParentMissing })
+		if worst, _ := all.Worst(); worst < vmdk.Fatal { // else that is why
+			all.Add(problemOf(broken, f.Names[0]))
+		}
 	}
-	infos := make([]*linkInfo, len(f.Names))
 	for i := range f.Names {
-		// A link that cannot be opened is in the report, with its reasons.
-		if l, err := describe(f, i); err == nil {
-			infos[i] = l
-			r.Live = r.Live || l.Live
-		} else if all.Sound() {
-			all.Add(problemOf(err, f.Names[i]))
+		l, err := describe(f, i)
+		if err != nil { // in the report already, but for what only the manifest knows
+			if all.Sound() {
+				all.Add(problemOf(err, f.Names[i]))
+			}
+			continue
+		}
+		r.Live = r.Live || l.Live
+		if f.Links != nil && f.Volume.Manifest.Growing == 0 {
+			checkManifest(&all, f, i, l)
 		}
 	}
 	if v := f.Volume; v != nil && !v.Manifest.Released {
 		r.Live = true
 	}
-	checkBonds(&all, f, infos)
 	if r.Live {
 		all.Problems = append([]vmdk.Problem{{Code: "live", Severity: vmdk.Warning, File: f.Head(),
 			Message: "the disk is live: what is not flushed yet can look like a defect", Remedy: "Detach it and check again"}}, all.Problems...)
@@ -119,11 +119,7 @@ func verdict(r *vmdk.Report) string {
 
 func problemOf(err error, file string) vmdk.Problem {
 	p := vmdk.Problem{Code: vmdk.NotOpenable, Severity: vmdk.Fatal, File: file}
-	var loop *loopError
-	switch {
-	case errors.As(err, &loop):
-		p.Code = vmdk.ChainLoop
-	case errors.Is(err, fault.NotFound):
+	if errors.Is(err, fault.NotFound) {
 		p.Code = vmdk.ParentMissing
 	}
 	f := fault.From(err)
@@ -131,59 +127,24 @@ func problemOf(err error, file string) vmdk.Problem {
 	return p
 }
 
-// VMware's products support this many links (base and 31 snapshots).
-const vmwareDepth = 32
+// ManifestDiffers is a volume whose files are not what its manifest says (I3).
+const manifestDiffers vmdk.Code = "manifest-differs"
 
-// CheckBonds compares neighbours: content IDs, capacities; and the volume's manifest with what the files say (I3).
-func checkBonds(r *vmdk.Report, f *found, infos []*linkInfo) {
-	add := func(code vmdk.Code, sev vmdk.Severity, file, remedy, format string, args ...any) {
-		r.Add(vmdk.Problem{Code: code, Severity: sev, File: file, Message: fmt.Sprintf(format, args...), Remedy: remedy})
-	}
-	if n := len(f.Names); n > vmwareDepth {
-		add(vmdk.ChainDeep, vmdk.Warning, f.Head(), "Consolidate it, or convert it", "the chain has %d links, VMware supports %d", n, vmwareDepth)
-	}
-	for i, l := range infos {
-		if l == nil {
-			continue
-		}
-		if f.Links != nil && f.Volume.Manifest.Growing == 0 {
-			checkManifest(add, f, i, l)
-		}
-		if i == 0 || infos[i-1] == nil {
-			continue
-		}
-		p := infos[i-1]
-		if l.ParentCID != p.CID {
-			add(vmdk.ParentModified, vmdk.Error, f.Names[i], "Restore the parent from a backup",
-				"its parent %s was modified after it was made: content ID %s, expected %s", f.Names[i-1], p.CID, l.ParentCID)
-		}
-		if hint := baseName(l.Parent); hint != f.Names[i-1] {
-			add(vmdk.ParentHintDiffers, vmdk.Warning, f.Names[i], "", "it names the parent %q, the manifest says %s", l.Parent, f.Names[i-1])
-		}
-		switch {
-		case l.Capacity == p.Capacity:
-		case l.Capacity > p.Capacity && f.Links != nil:
-			add(vmdk.LinkCapacities, vmdk.Note, f.Names[i], "Convert the disk to open it with VMware's products",
-				"the disk grew here from %s to %s, which VMware's products refuse", cli.FormatSize(p.Capacity), cli.FormatSize(l.Capacity))
-		default:
-			add(vmdk.LinkCapacities, vmdk.Error, f.Names[i], "", "its capacity is %d bytes, its parent's %d", l.Capacity, p.Capacity)
-		}
-	}
-}
-
-// CheckManifest compares a link with its entry. Content IDs of a live head are behind in the manifest.
-func checkManifest(add func(vmdk.Code, vmdk.Severity, string, string, string, ...any), f *found, i int, l *linkInfo) {
+// CheckManifest compares a link with its entry. The content ID of a live head is behind in the manifest.
+func checkManifest(r *vmdk.Report, f *found, i int, l *linkInfo) {
 	m := f.Links[i]
-	const code = vmdk.Code("manifest-differs")
+	add := func(remedy, format string, args ...any) {
+		r.Add(vmdk.Problem{Code: manifestDiffers, Severity: vmdk.Error, File: f.Names[i], Message: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
 	if m.Size != l.Capacity {
-		add(code, vmdk.Error, f.Names[i], "Restore the descriptor", "its capacity is %d bytes, the manifest says %d", l.Capacity, m.Size)
+		add("Restore the descriptor", "its capacity is %d bytes, the manifest says %d", l.Capacity, m.Size)
 	}
 	head := i == len(f.Volume.Manifest.Links)-1
 	if m.CID != l.CID && (!head || f.Volume.Manifest.Released) {
-		add(code, vmdk.Error, f.Names[i], "It was written outside of vmdk-csi; check its content", "its content ID is %s, the manifest says %s", l.CID, m.CID)
+		add("It was written outside of vmdk-csi; check its content", "its content ID is %s, the manifest says %s", l.CID, m.CID)
 	}
 	if m.ParentCID != l.ParentCID {
-		add(code, vmdk.Error, f.Names[i], "Restore the descriptor", "its parent content ID is %s, the manifest says %s", l.ParentCID, m.ParentCID)
+		add("Restore the descriptor", "its parent content ID is %s, the manifest says %s", l.ParentCID, m.ParentCID)
 	}
 }
 

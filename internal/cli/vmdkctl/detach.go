@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -56,7 +57,7 @@ func (a *app) detach(ctx context.Context, what string, dryRun bool) error {
 		return err
 	}
 	if dryRun {
-		if err := deviceBusy(att.Device); err != nil {
+		if err := deviceClaimed(att.Device); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintf(a.out, "Would detach %s (%s)\n", att.Device, cli.Printable(att.Disk))
@@ -123,9 +124,6 @@ func (d runDir) bury(ctx context.Context, att attachment) error {
 		return err
 	}
 	defer lock.Close()
-	if err := deviceBusy(att.Device); err != nil && !errors.Is(err, fault.NotFound) {
-		return err
-	}
 	if err := clearDevices(att.ID); err != nil {
 		return err
 	}
@@ -137,29 +135,56 @@ func (d runDir) bury(ctx context.Context, att attachment) error {
 }
 
 // ClearDevices takes every block device over the session's file away, and waits until it is gone. None is success.
+// Kinds: InUse (the device is as it was).
 func clearDevices(id string) error {
 	devices, err := loop.FindByName(id)
 	if err != nil {
 		return err
 	}
+	for _, x := range devices {
+		if err := clearDevice(x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func clearDevice(x loop.Attached) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
-	for _, x := range devices {
-		dev, err := loop.Open(x.Path, x.ReadOnly)
-		if errors.Is(err, fault.Precondition) {
-			continue // gone meanwhile
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for patience := time.Now().Add(probeTime); ; <-t.C {
+		err := tryClear(x)
+		// udev's probes open a device for a moment whenever somebody closes it.
+		if errors.Is(err, fault.InUse) && time.Now().Before(patience) {
+			continue
 		}
 		if err != nil {
 			return err
 		}
-		// What is in the device's page cache goes to the disk here; a dead keeper's device has nowhere to write it.
-		serr := dev.File.Sync()
-		if err := errors.Join(dev.Detach(), loop.WaitReleased(ctx, dev.Number, x.Backing)); err != nil {
-			return errors.Join(serr, err)
-		}
-		if serr != nil && !errors.Is(serr, unix.EIO) {
-			return serr
-		}
+		return loop.WaitReleased(ctx, x.Number, x.Backing)
 	}
-	return nil
+}
+
+func tryClear(x loop.Attached) error {
+	if err := deviceClaimed(x.Path); err != nil {
+		return err
+	}
+	dev, err := loop.Open(x.Path, x.ReadOnly)
+	if errors.Is(err, fault.Precondition) {
+		return nil // gone meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	// What is in the device's page cache goes to the disk here; a dead keeper's device has nowhere to write it.
+	err = dev.File.Sync()
+	if errors.Is(err, unix.EIO) {
+		err = nil
+	}
+	if err == nil {
+		err = unbind(dev, x.ReadOnly)
+	}
+	return errors.Join(err, dev.Close())
 }

@@ -77,8 +77,8 @@ func TestForeignPathsAreNotFollowed(t *testing.T) {
 	}
 	r.peer("qemu-img", "create", "-q", "-f", "vmdk", "base.vmdk", "1M")
 	r.peer("qemu-img", "create", "-q", "-f", "vmdk", "-b", "../base.vmdk", "-F", "vmdk", "in/child.vmdk")
-	r.fails(cli.ExitFailed, "there is no base.vmdk beside it", "chain", "in/child.vmdk")
-	if res := r.run("check", "in/child.vmdk"); res.code != cli.ExitDamaged || !strings.Contains(res.out, "there is no base.vmdk beside it") {
+	r.fails(cli.ExitFailed, "which is not beside it", "chain", "in/child.vmdk")
+	if res := r.run("check", "in/child.vmdk"); res.code != cli.ExitDamaged || !strings.Contains(res.out, "which is not beside it") {
 		t.Errorf("check: %+v", res)
 	}
 	r.ok("create", "in/flat.vmdk", "--size", "1M")
@@ -152,7 +152,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		{"its own ancestor", "child.vmdk", func(r *rig) {
 			_ = os.Remove(r.path("disk.vmdk"))
 			_ = os.Link(r.path("child.vmdk"), r.path("disk.vmdk"))
-		}, verdictDamaged, "chain-loop"},
+		}, verdictDamaged, "not-openable"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := newRig(t)

@@ -12,10 +12,8 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
-
-// MaxChain bounds how many links are followed; VMware's own limit is 32.
-const maxChain = 255
 
 // RecordFile marks the directory of a volume (package datastore).
 const recordFile = "record.json"
@@ -157,7 +155,7 @@ func readVolume(root, id string) (*known, error) {
 	return &known{Record: r, Manifest: m}, nil
 }
 
-// FindFile follows a descriptor's parents.
+// FindFile follows a descriptor's parents, in its own directory only.
 func findFile(path string) (*found, error) {
 	f, broken, err := findFileBroken(path)
 	if err == nil && broken != nil {
@@ -186,63 +184,12 @@ func findFileBroken(path string) (f *found, broken, err error) {
 		return nil, nil, err
 	}
 	f = &found{Dir: d, Path: filepath.Dir(path)}
-	f.Names, broken = follow(d, filepath.Base(path))
+	refs, broken := chain.Resolve(d, filepath.Base(path))
+	for _, r := range refs {
+		f.Names = append(f.Names, r.Name)
+	}
+	if len(f.Names) == 0 {
+		f.Names = []string{filepath.Base(path)} // for check, which says what is wrong with it
+	}
 	return f, broken, nil
-}
-
-// LoopError is a chain whose link is its own ancestor.
-type loopError struct{ *fault.Fault }
-
-func (e *loopError) Unwrap() error { return e.Fault }
-
-// Follow lists the links below name, base first, and why it could not follow further. A hint is a name to look for in the child's own directory; its own
-// directory part is not followed, so that a foreign file cannot lead out of the place that was named.
-func follow(d fsx.Dir, name string) ([]string, error) {
-	names := []string{name}
-	seen := map[uint64]bool{}
-	for {
-		info, err := d.Stat(name)
-		if err != nil {
-			return names, err
-		}
-		if seen[info.Inode] || len(names) > maxChain {
-			return names, &loopError{fault.New(fault.Damaged, "Restore the descriptor from a backup.",
-				"the chain of %s never ends: %s is its own ancestor", names[len(names)-1], name)}
-		}
-		seen[info.Inode] = true
-		hint, err := parentHint(d, name)
-		if err != nil {
-			return names, err
-		}
-		if hint == "" {
-			return names, nil
-		}
-		parent := hint[strings.LastIndexAny(hint, `/\`)+1:]
-		if fsx.CheckName(parent) != nil {
-			return names, fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s names %q as its parent", name, hint)
-		}
-		if _, err := d.Stat(parent); errors.Is(err, fs.ErrNotExist) {
-			return names, fault.New(fault.NotFound, "Put the parent and its extents into the directory of "+name+".",
-				"%s is a child of %q, and there is no %s beside it", name, hint, parent)
-		}
-		names = append([]string{parent}, names...)
-		name = parent
-	}
-}
-
-// ParentHint is where the link looks for its parent, "" for a base.
-func parentHint(d fsx.Dir, name string) (hint string, err error) {
-	l, err := vmdk.Open(d, name, vmdk.Options{})
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-	desc := l.Descriptor()
-	if !desc.IsChild() {
-		return "", nil
-	}
-	if desc.ParentHint() == "" {
-		return "", fault.New(fault.Damaged, "Restore the descriptor from a backup.", "%s is a child and does not name its parent", name)
-	}
-	return desc.ParentHint(), nil
 }

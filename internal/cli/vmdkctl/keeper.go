@@ -28,6 +28,7 @@ const (
 	serveTime   = 2 * time.Minute // a disk that was not closed cleanly is checked first
 	exportTime  = 30 * time.Second
 	releaseTime = 10 * time.Second
+	probeTime   = time.Second // how long a device may be open in somebody else's hands before that counts as use
 	closeTime   = time.Minute
 )
 
@@ -273,10 +274,10 @@ func (k *keeper) status() attachment {
 	return a
 }
 
-// Detach takes the device away and closes the disk. Kinds: InUse (nothing was done), Poisoned (detached, but what was
-// not flushed may be lost).
+// Detach takes the device away and closes the disk. Kinds: InUse (the device is as it was), Poisoned (detached, but what
+// was not flushed may be lost).
 func (k *keeper) detach() error {
-	if err := deviceBusy(k.device); err != nil {
+	if err := clearDevices(k.req.ID); err != nil {
 		return err
 	}
 	return k.finish()
