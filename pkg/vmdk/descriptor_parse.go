@@ -8,15 +8,13 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// ParseDescriptor reads a descriptor. Trailing NUL bytes (qemu pads to whole sectors) are dropped; everything else is
-// kept for a lossless rewrite. Errors are fault.Damaged and name the line.
+// ParseDescriptor reads a descriptor. The text ends at the first NUL byte: qemu rewrites a stand-alone descriptor padded
+// with NUL, and where the new text is shorter (its content IDs have 1 to 8 digits) bytes of the old one stay behind it
+// (block/vmdk.c, vmdk_write_cid). Everything else is kept for a lossless rewrite. Errors are fault.Damaged and name the line.
 func ParseDescriptor(text []byte) (*Descriptor, error) {
-	text = bytes.TrimRight(text, "\x00")
+	text, _, _ = bytes.Cut(text, []byte{0})
 	if len(text) > maxDescriptorBytes {
 		return nil, damagedText(0, "it is %d bytes long, more than %d", len(text), maxDescriptorBytes)
-	}
-	if bytes.IndexByte(text, 0) >= 0 {
-		return nil, damagedText(0, "there is a NUL byte inside the text")
 	}
 	d := &Descriptor{}
 	seen := map[string]bool{}

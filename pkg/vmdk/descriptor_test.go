@@ -53,7 +53,7 @@ func TestDescriptorKeepsEveryByte(t *testing.T) {
 		if string(d.Text()) != string(text) {
 			t.Errorf("%s is changed by reading and writing:\n%q\nwant\n%q", n, d.Text(), text)
 		}
-		padded, err := ParseDescriptor(append(text, make([]byte, 100)...))
+		padded, err := ParseDescriptor(append(text, "\x00\n\x00\x00"...))
 		if err != nil || string(padded.Text()) != string(text) {
 			t.Errorf("%s padded with NUL: %v", n, err)
 		}
@@ -161,7 +161,7 @@ func TestDescriptorRefusesDamage(t *testing.T) {
 		"overflow":       good + "RW 18446744073709551615 FLAT \"b\" 0\n",
 		"sum overflow":   good + strings.Repeat("RW 70368744177664 FLAT \"b\" 0\n", 4),
 		"offset":         good + "RW 8 FLAT \"b\" x\n",
-		"NUL":            good + "\x00ddb.x = \"a\"\n",
+		"NUL":            "# Disk DescriptorFile\nversion=1\nCID=1\n\x00" + good,
 		"long":           good + strings.Repeat("#"+strings.Repeat("x", 1000)+"\n", 2000),
 		"lines":          good + strings.Repeat("#\n", 9000),
 		"extents":        good + strings.Repeat("RW 1 ZERO\n", 5000),
