@@ -44,7 +44,7 @@ func TestDeathAnywhere(t *testing.T) {
 					t.Fatalf("death at operation %d, in %s: %v", n, h.doing, err)
 				}
 			}
-			if deaths < 10 {
+			if deaths < 10/step+1 {
 				t.Fatalf("only %d deaths", deaths)
 			}
 			t.Logf("%d deaths", deaths)
