@@ -87,11 +87,23 @@ func TestEverySyncIsNeeded(t *testing.T) {
 	if len(bySite) < 8 {
 		t.Fatal("too few: the code was not exercised")
 	}
+	broken, err := injections()
+	if err != nil {
+		t.Fatal(err)
+	}
 	err = forEach(slices.Sorted(maps.Keys(bySite)), func(site string) error {
 		trials := bySite[site]
 		for i, tr := range trials {
 			if tr.run(site, 16) != nil {
 				t.Logf("%-34s caught by history %d of %d", site, i+1, len(trials))
+				return nil
+			}
+		}
+		// Some are there for what a process leaves that fails or dies.
+		for i, in := range broken {
+			in.thorough = true
+			if in.run(func(fs *sim.FS) { fs.DropSync(site) }) != nil {
+				t.Logf("%-34s caught by failure %d: %s", site, i+1, in)
 				return nil
 			}
 		}

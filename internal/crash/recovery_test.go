@@ -22,7 +22,7 @@ func (s sequence) second(cut *sim.FS, limit int, arm func(*sim.FS)) (states int,
 		arm(cut)
 	}
 	from := cut.Position()
-	if err := s.comeBack(cut); err != nil {
+	if err := s.comeBack(cut, "boot-2", events); err != nil {
 		return 0, nil, fmt.Errorf("%s: after the state %s: %w", s, cut.Cut(), err)
 	}
 	sites = cut.SyncSites()
@@ -36,9 +36,9 @@ func (s sequence) second(cut *sim.FS, limit int, arm func(*sim.FS)) (states int,
 }
 
 // comeBack repeats what an orchestrator repeats after a crash: the request that had no answer, then the use of the disk.
-func (s sequence) comeBack(fs *sim.FS) error {
-	p := after(fs.Events())
-	w, err := open(fs, s.typ, "boot-2")
+func (s sequence) comeBack(fs *sim.FS, boot string, events []any) error {
+	p := after(events)
+	w, err := open(fs, s.typ, boot)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package datastore
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -87,6 +88,9 @@ func (s *Datastore) layout(known bool) (meta fsx.Dir, err error) {
 	if s.names, err = s.ensure(namesDir); err == nil {
 		s.volumes, err = s.ensure(volumesDir)
 	}
+	if err == nil {
+		err = s.root.Sync() // also what a process that died made: everything else is built on it
+	}
 	if err != nil {
 		_ = meta.Close()
 		return nil, err
@@ -101,9 +105,6 @@ func (s *Datastore) ensure(name string) (fsx.Dir, error) {
 	}
 	if err := s.root.Mkdir(name); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fault.Wrap(err, "the datastore's layout cannot be made")
-	}
-	if err := s.root.Sync(); err != nil {
-		return nil, err
 	}
 	return s.root.Sub(name)
 }
@@ -123,6 +124,9 @@ func (s *Datastore) identify(meta fsx.Dir, want string) error {
 		if err = publish(meta, identityFile, text); errors.Is(err, fs.ErrExist) {
 			err = readText(meta, identityFile, maxRecord, &s.id)
 		}
+	}
+	if err == nil {
+		err = meta.Sync() // it may be the work of a process that died before its own sync
 	}
 	if err != nil {
 		return fault.Wrap(err, "the datastore's identity")
@@ -215,16 +219,22 @@ func (s *Datastore) sweep(prefix string) error {
 	if err != nil {
 		return err
 	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) })
+	if len(names) == 0 {
+		return nil
+	}
+	// Who renamed the directory away may have died before making that durable. A crash must not bring it back under its
+	// old name when the first of its files are gone.
+	if err := s.volumes.Sync(); err != nil {
+		return err
+	}
 	var first error
 	for _, n := range names {
-		if !strings.HasPrefix(n, prefix) {
-			continue
-		}
 		if err := s.purge(n); err != nil && first == nil {
 			first = fault.Wrap(err, "remove a deleted disk's files")
 		}
 	}
-	return first // no sync: what comes back after a crash is still a remainder, and swept again
+	return first // no sync afterwards: what comes back after a crash is still a remainder, and swept again
 }
 
 func (s *Datastore) purge(name string) error {

@@ -78,6 +78,9 @@ func (s *Datastore) Reserved(key string) (Record, error) {
 	if err == nil && r.Key != key {
 		err = damaged(key, fmt.Errorf("it is the record of %q", r.Key))
 	}
+	if err == nil {
+		err = s.names.Sync() // who made it may have died before its own sync, and the caller builds on it
+	}
 	return r, fault.Wrap(err, "name record")
 }
 

@@ -102,6 +102,10 @@ func (v *Volume) Lock() error {
 	if err == nil {
 		err = v.same(f)
 	}
+	if err == nil {
+		// An earlier operation may have died before its sync. What this one reads and builds on must not vanish in a crash.
+		err = v.dir.Sync()
+	}
 	if err != nil {
 		_ = f.Close()
 		return err

@@ -40,6 +40,10 @@ func (VMDK) Inspect(ctx context.Context, d fsx.Dir, links []datastore.Link) ([]d
 		if err := ctx.Err(); err != nil {
 			return nil, fault.Wrap(err, "inspect %s", l.Descriptor)
 		}
+		// A manifest will say what is read here. A process that died may have written it and not synced it.
+		if err := syncFile(d, l.Descriptor); err != nil {
+			return nil, err
+		}
 		open, err := vmdk.Open(d, l.Descriptor, vmdk.Options{Type: vmdk.Type(l.Type)})
 		if err != nil {
 			return nil, err
@@ -51,6 +55,14 @@ func (VMDK) Inspect(ctx context.Context, d fsx.Dir, links []datastore.Link) ([]d
 		out = append(out, linkOf(info))
 	}
 	return out, nil
+}
+
+func syncFile(d fsx.Dir, name string) error {
+	f, err := d.Open(name, fsx.ReadOnly)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Datasync(), f.Close())
 }
 
 // Grow implements Engine.

@@ -65,13 +65,22 @@ func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, rec datastore
 	} else {
 		err = v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format))
 	}
+	if errors.Is(err, fault.Poisoned) {
+		// What the descriptors say now may not survive: the disk stays growing and held, whoever opens it next finishes.
+		return m, fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing)
+	}
 	next, serr := v.settle(ctx, vol, m, server == nil)
 	return next, errors.Join(fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing), serr)
 }
 
 // settle is step 3: the manifest says what the descriptors say now, whatever the growth did.
 func (v *Volumes) settle(ctx context.Context, vol *datastore.Volume, m datastore.Manifest, release bool) (datastore.Manifest, error) {
-	links, err := v.engine.Inspect(ctx, vol.Dir(), m.Links)
+	// A rename whose answer was lost has happened, but nobody has synced it.
+	err := vol.Dir().Sync()
+	var links []datastore.Link
+	if err == nil {
+		links, err = v.engine.Inspect(ctx, vol.Dir(), m.Links)
+	}
 	if err != nil {
 		return m, fault.Wrap(err, "disk %s after its growth", vol.ID())
 	}

@@ -1,0 +1,200 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
+)
+
+// failure is a way in which a file system operation goes wrong.
+type failure struct {
+	name string
+	arm  func(fs *sim.FS, n int)
+	dies bool // the process is over
+}
+
+var failures = []failure{
+	{"EIO", func(fs *sim.FS, n int) { fs.FailAt(n, unix.EIO) }, false},
+	{"ENOSPC", func(fs *sim.FS, n int) { fs.FailAt(n, unix.ENOSPC) }, false},
+	{"lost answer", func(fs *sim.FS, n int) { fs.FailAfter(n, unix.EIO) }, false},
+	{"process dies", func(fs *sim.FS, n int) { fs.FailFrom(n, unix.EIO) }, true},
+}
+
+// injected is one run: in the last operation of s, the n-th file system operation fails.
+type injected struct {
+	s        sequence
+	n        int // from the beginning of the recording
+	f        failure
+	thorough bool // a power loss after two of three failures, not two of nine
+}
+
+func (i injected) String() string { return fmt.Sprintf("%s, %s at operation %d", i.s, i.f.name, i.n) }
+
+// injections are all of them, for sequences of up to two operations.
+func injections() ([]injected, error) {
+	var out []injected
+	only := os.Getenv("CRASH_ONLY") // e.g. "flush,expand"
+	for _, s := range short(2) {
+		if only != "" && only != strings.Join(s.ops, ",") {
+			continue
+		}
+		w, _, from, err := s.run(nil, false)
+		if err != nil {
+			return nil, err
+		}
+		for n := from; n < w.fs.Ops(); n++ {
+			for _, f := range failures {
+				out = append(out, injected{s: s, n: n, f: f})
+			}
+		}
+		w.die()
+	}
+	return out, nil
+}
+
+// run lets the operation fail, repeats it in the same process, and judges what a new process finds, and what is found
+// if the machine then fails too.
+func (i injected) run(arm func(*sim.FS)) error {
+	w, from, _, err := i.s.run(arm, true)
+	if err != nil {
+		return err
+	}
+	defer w.die()
+	i.f.arm(w.fs, i.n)
+	last := i.s.ops[len(i.s.ops)-1]
+	err = w.do(last)
+	if err != nil && fault.KindOf(err) == fault.Internal && !errors.Is(err, unix.EIO) {
+		return fmt.Errorf("an error without a kind: %w", err)
+	}
+	if i.f.name == "ENOSPC" && err != nil && !errors.Is(err, fault.NoSpace) && !errors.Is(err, fault.Poisoned) {
+		return fmt.Errorf("a full file system is reported as %s: %w", fault.KindOf(err), err)
+	}
+	if i.f.dies {
+		if terr := i.takeOver(w); terr != nil {
+			return fmt.Errorf("take-over (I8): %w", terr)
+		}
+	} else if rerr := i.repeat(w, last, err); rerr != nil {
+		return rerr
+	}
+	if verr := verify(w.fs.Survivor(), i.s.typ, "boot-1"); verr != nil {
+		return fmt.Errorf("after the error %v, a new process finds: %w", err, verr)
+	}
+	every := 9
+	if i.thorough {
+		every = 3
+	}
+	switch (i.n + int(seed)) % every {
+	case 0: // and then the power fails
+		return i.judge(w, from, err)
+	case 1: // and then a new process takes over what was left, and then the power fails
+		w.die()
+		w.fs.Heal()
+		events := w.fs.Survivor().Events()
+		w.fs.Begin(event{op: "crash"})
+		if cerr := i.s.comeBack(w.fs, "boot-1", events); cerr != nil {
+			return fmt.Errorf("after the error %v, a new process: %w", err, cerr)
+		}
+		return i.judge(w, from, err)
+	}
+	return nil
+}
+
+func (i injected) judge(w *world, from int, before error) error {
+	for cut := range w.fs.CrashesFrom(from, 3, seed) {
+		if err := judged(i.s, cut, verify(cut, i.s.typ, "boot-2")); err != nil {
+			return fmt.Errorf("after the error %v: %w", before, err)
+		}
+	}
+	return nil
+}
+
+// repeat runs the operation again in the same process, which has no reason to fail but what the first failure poisoned.
+func (i injected) repeat(w *world, op string, before error) error {
+	w.fs.Heal()
+	if before == nil {
+		return nil
+	}
+	if err := w.do(op); err != nil && !errors.Is(err, fault.Poisoned) {
+		return fmt.Errorf("%s failed with %v; repeated: %w", op, before, err)
+	}
+	return nil
+}
+
+// takeOver opens the disk of a process that died as its successor does: with its pending table, and nothing that was
+// acknowledged is lost.
+func (i injected) takeOver(w *world) error {
+	if w.disk == nil {
+		return nil
+	}
+	pending, epoch := w.disk.pending, w.disk.epoch
+	_ = w.disk.Abandon()
+	_ = w.disk.dir.Close()
+	w.disk = nil
+	left := w.fs.Survivor()
+	next, err := open(left, i.s.typ, "boot-1")
+	if err != nil {
+		return err
+	}
+	defer next.die()
+	o, err := next.vols.Reopen(ctx, next.id(), epoch)
+	if err != nil {
+		return err
+	}
+	if err := o.Dir.Close(); err != nil {
+		return err
+	}
+	dir, err := next.directory()
+	if err != nil {
+		return err
+	}
+	c, err := chain.Open(dir, volume.LooseRefs(o.Links), chain.Options{
+		Direct: true, Pending: pending, Takeover: true, Format: vmdk.Thin, Locks: true,
+	})
+	if err != nil {
+		return errors.Join(err, dir.Close())
+	}
+	next.disk = &attached{Chain: c, dir: dir, epoch: epoch, pending: pending}
+	p := after(left.Events())
+	p.settle()
+	if err := next.checkSize(p); err != nil {
+		return err
+	}
+	if err := next.checkContent(p); err != nil {
+		return err
+	}
+	return errors.Join(next.detach(), next.checkStructure(), next.checkReleased())
+}
+
+// TestEveryFailure: every file system operation of every sequence fails once in every way.
+func TestEveryFailure(t *testing.T) {
+	all, err := injections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs atomic.Int64
+	err = forEach(all, func(i injected) error {
+		runs.Add(1)
+		if err := i.run(nil); err != nil {
+			return fmt.Errorf("%s: %w", i, err)
+		}
+		return nil
+	})
+	t.Logf("SEED=%d: %d of %d failures", seed, runs.Load(), len(all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 1000 && os.Getenv("CRASH_ONLY") == "" {
+		t.Fatal("too few failures: the operations were not exercised")
+	}
+}
