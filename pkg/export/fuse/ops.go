@@ -110,7 +110,7 @@ func (t *thread) control(op uint32, args []byte) (int, unix.Errno) {
 		if t.s.p.ReadOnly && native.Uint32(args)&unix.O_ACCMODE != unix.O_RDONLY {
 			return 0, unix.EROFS
 		}
-		native.PutUint32(out[8:], openDirectIO|openParallelWrites)
+		native.PutUint32(out[8:], openDirectIO|openParallelWrites|openNoFlush)
 		return openOut, 0
 	case opStatfs:
 		// The loop driver takes its discard granularity from f_bsize (loop_config_discard).

@@ -33,7 +33,10 @@ const (
 	initExt       = 1 << 30
 	initHasResend = 1 << 39
 
-	openDirectIO       = 1 << 0 // FOPEN_DIRECT_IO
+	openDirectIO = 1 << 0 // FOPEN_DIRECT_IO
+	// FOPEN_NOFLUSH (Linux 5.16): close(2) asks the server nothing. A process that dies with the disk's file and the last
+	// /dev/fuse descriptor would otherwise wait in exit(2), unkillable, for an answer that only itself could give.
+	openNoFlush        = 1 << 5
 	openParallelWrites = 1 << 6 // FOPEN_PARALLEL_DIRECT_WRITES
 
 	notifyInvalInode = 2
