@@ -2,10 +2,12 @@ package sanity
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -26,6 +28,7 @@ const (
 // backends by name. Each starts what the suite talks to.
 var backends = map[string]func(t *testing.T, dir string) endpoints{
 	"memory": startMemory,
+	"local":  startLocal,
 }
 
 // endpoints are where the services are and how to end them. stop returns after everything has ended.
@@ -50,6 +53,7 @@ func TestSanity(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not root: mounts and loop devices cannot be made")
 	}
+	t.Setenv(envBin, buildPrograms(t))
 	for _, name := range []string{"memory", "local", "kube"} {
 		if backends[name] != nil {
 			t.Run(name, func(t *testing.T) { inChild(t, name) })
@@ -68,7 +72,14 @@ func inChild(t *testing.T, name string) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestSanity$", "-test.timeout=15m")
 	cmd.Env = append(os.Environ(), envBackend+"="+name, envReport+"="+report, "TMPDIR="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	out, err := cmd.CombinedOutput()
+	var buf bytes.Buffer
+	cmd.Stdout = &buf
+	if testing.Verbose() && os.Getenv("VMDK_CSI_SANITY_LOG") != "" { // follow it while it runs
+		cmd.Stdout = io.MultiWriter(&buf, os.Stderr)
+	}
+	cmd.Stderr = cmd.Stdout
+	cmd.WaitDelay = 10 * time.Second
+	err := cmd.Run()
 	specs := readReport(t, report)
 	notDeclared := map[string]int{} // by reason
 	for _, s := range specs {
@@ -86,7 +97,7 @@ func inChild(t *testing.T, name string) {
 		t.Run("not declared", func(t *testing.T) { t.Skipf("%d specs: %s", notDeclared[why], why) })
 	}
 	if err != nil || len(specs) < 50 || t.Failed() {
-		t.Logf("%s", out)
+		t.Logf("%s", buf.String())
 	}
 	if err != nil && !t.Failed() {
 		t.Errorf("backend %s: %v", name, err)
