@@ -179,13 +179,13 @@ func writeInfo(w io.Writer, i *linkInfo, links int) error {
 	return t.Write(w)
 }
 
-func (i *linkInfo) state() string {
+func (info *linkInfo) state() string {
 	switch {
-	case i.Live:
+	case info.Live:
 		return "live: a process on this machine writes it"
-	case i.Volume != nil && !i.Volume.Released:
-		return "held by host " + i.Volume.Owner + ", not released"
-	case i.Unclean:
+	case info.Volume != nil && !info.Volume.Released:
+		return "held by host " + info.Volume.Owner + ", not released"
+	case info.Unclean:
 		return "not in use, but it was not closed cleanly: run vmdkctl check"
 	}
 	return "not in use"
