@@ -25,6 +25,12 @@ func Connect(config *rest.Config) (client.WithWatch, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, "", "API scheme: %w", err)
 	}
+	config = rest.CopyConfig(config)
+	if config.QPS == 0 {
+		// client-go's default is 5 requests a second, which makes every CSI call wait. The server's own priority and
+		// fairness (flow control) protects it.
+		config.QPS = -1
+	}
 	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "Check the kubeconfig or the pod's service account.", "Kubernetes client: %w", err)
