@@ -119,8 +119,10 @@ func (t *thread) control(op uint32, args []byte) (int, unix.Errno) {
 		native.PutUint32(out[44:], 255)
 		native.PutUint32(out[48:], 4096)
 		return statfsOut, 0
-	case opFlush, opRelease:
+	case opRelease:
 		return 0, 0
+	case opFlush: // a kernel without FOPEN_NOFLUSH sends none after this
+		return 0, unix.ENOSYS
 	case opFsync:
 		if t.s.p.ReadOnly {
 			return 0, 0

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -188,5 +189,35 @@ func TestStopBeforeOpen(t *testing.T) {
 	v.cancel(why)
 	if err := v.wait(t); !errors.Is(err, why) {
 		t.Errorf("Serve: %v", err)
+	}
+}
+
+// TestCloseNeverWaits: closing the file, also by execve, does not wait for a server.
+func TestCloseNeverWaits(t *testing.T) {
+	v := serve(t, newSession(t), export.Params{Disk: newMemory(1 << 20)})
+	f := v.open(t, os.O_RDWR)
+	why := errors.New("enough")
+	v.cancel(why)
+	if err := v.wait(t); !errors.Is(err, why) {
+		t.Fatal(err)
+	}
+	done := make(chan error, 2)
+	go func() { done <- exec.Command("/bin/true").Run() }() // closes its copy of f
+	go func() {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		done <- errors.Join(err, unix.Close(fd))
+	}()
+	for range 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("close waits for a server")
+			if err := v.Abort(); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
