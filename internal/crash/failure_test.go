@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -44,8 +45,10 @@ func (i injected) String() string { return fmt.Sprintf("%s, %s at operation %d",
 // injections are all of them, for sequences of up to two operations.
 func injections() ([]injected, error) {
 	var out []injected
+	brief := short(2)
+	slices.SortStableFunc(brief, func(a, b sequence) int { return len(a.ops) - len(b.ops) })
 	only := os.Getenv("CRASH_ONLY") // e.g. "flush,expand"
-	for _, s := range short(2) {
+	for _, s := range brief {
 		if only != "" && only != strings.Join(s.ops, ",") {
 			continue
 		}

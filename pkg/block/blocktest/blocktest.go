@@ -1,7 +1,3 @@
-// Package blocktest checks the contract of block.Device.
-//
-// Checks return errors instead of failing a test, so that the package's own test can show that each one fails for a
-// device with the fault it is there for. Floor 0, tests only.
 package blocktest
 
 import (
