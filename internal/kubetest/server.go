@@ -144,29 +144,29 @@ func (s *Server) ready(ctx context.Context) error {
 	}
 }
 
-// child finds this process's own child that runs program.
+// child finds this process's own child that runs program. It looks at own children alone: another process's files in /proc
+// may not answer at all, when that process is stuck in the kernel.
 func child(program string) (pid int, args []string, err error) {
-	all, err := os.ReadDir("/proc")
+	lists, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {
 		return 0, nil, err
 	}
-	for _, c := range all {
-		pid, err := strconv.Atoi(c.Name())
+	for _, list := range lists {
+		pids, err := os.ReadFile(list)
 		if err != nil {
-			continue
+			continue // a thread that ended meanwhile
 		}
-		// proc_pid_stat(5): pid (comm) state ppid ...
-		stat, err := os.ReadFile(filepath.Join("/proc", c.Name(), "stat"))
-		if err != nil {
-			continue // ended meanwhile
+		for _, p := range strings.Fields(string(pids)) {
+			if exe, err := os.Readlink(filepath.Join("/proc", p, "exe")); err != nil || exe != program {
+				continue
+			}
+			line, err := os.ReadFile(filepath.Join("/proc", p, "cmdline"))
+			if err != nil {
+				return 0, nil, err
+			}
+			pid, err := strconv.Atoi(p)
+			return pid, strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")[1:], err
 		}
-		rest := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		exe, _ := os.Readlink(filepath.Join("/proc", c.Name(), "exe"))
-		if len(rest) < 2 || rest[1] != strconv.Itoa(os.Getpid()) || exe != program {
-			continue
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", c.Name(), "cmdline"))
-		return pid, strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")[1:], err
 	}
 	return 0, nil, fmt.Errorf("no child of this process runs %s", program)
 }
