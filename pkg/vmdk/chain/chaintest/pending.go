@@ -1,4 +1,3 @@
-// Package chaintest holds what every implementation of chain's ports must pass.
 package chaintest
 
 import (
