@@ -66,8 +66,9 @@ var outside = map[string]outsideRule{
 	"internal/kubetest": {
 		reason: "a real Kubernetes API as processes, for tests",
 	},
-	"test": {reason: "suites over the whole product"},
-	"hack": {reason: "build and cluster tooling, not part of the product"},
+	"test":   {reason: "suites over the whole product"},
+	"charts": {reason: "the chart and its tests"},
+	"hack":   {reason: "build and cluster tooling, not part of the product"},
 }
 
 type outsideRule struct {
