@@ -14,8 +14,6 @@ const Name = "csi.vmdk-csi.io"
 type Identity struct {
 	csi.UnimplementedIdentityServer
 	Version string
-	// Controller says whether this process also serves the controller service.
-	Controller bool
 	// Ready says why the plugin cannot work now; nil: it always can.
 	Ready func(context.Context) error
 }
@@ -25,16 +23,15 @@ func (i *Identity) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*c
 	return &csi.GetPluginInfoResponse{Name: Name, VendorVersion: i.Version}, nil
 }
 
-// GetPluginCapabilities says what the plugin as a whole can do.
+// GetPluginCapabilities says what the plugin as a whole can do, "the grand sum" of its processes: the node's process also
+// says that there is a controller service.
 func (i *Identity) GetPluginCapabilities(context.Context, *csi.GetPluginCapabilitiesRequest) (*csi.GetPluginCapabilitiesResponse, error) {
 	out := &csi.GetPluginCapabilitiesResponse{}
 	add := func(t csi.PluginCapability_Service_Type) {
 		out.Capabilities = append(out.Capabilities, &csi.PluginCapability{Type: &csi.PluginCapability_Service_{
 			Service: &csi.PluginCapability_Service{Type: t}}})
 	}
-	if i.Controller {
-		add(csi.PluginCapability_Service_CONTROLLER_SERVICE)
-	}
+	add(csi.PluginCapability_Service_CONTROLLER_SERVICE)
 	add(csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS)
 	out.Capabilities = append(out.Capabilities, &csi.PluginCapability{Type: &csi.PluginCapability_VolumeExpansion_{
 		VolumeExpansion: &csi.PluginCapability_VolumeExpansion{Type: csi.PluginCapability_VolumeExpansion_ONLINE}}})

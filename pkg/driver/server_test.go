@@ -49,7 +49,7 @@ func TestServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{Endpoint: "unix://" + path, Identity: &Identity{Version: "1", Controller: true}, Controller: panicking{}, Metrics: metrics}
+	s := &Server{Endpoint: "unix://" + path, Identity: &Identity{Version: "1"}, Controller: panicking{}, Metrics: metrics}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {

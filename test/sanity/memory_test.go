@@ -120,7 +120,7 @@ func startMemory(t *testing.T, dir string) endpoints {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &driver.Server{Endpoint: filepath.Join(dir, "csi.sock"), Identity: &driver.Identity{Version: "test", Controller: true},
+	server := &driver.Server{Endpoint: filepath.Join(dir, "csi.sock"), Identity: &driver.Identity{Version: "test"},
 		Controller: driver.NewController(hostd, hostd, oneDatastore{hostd.Memory, local[0].Name}), Node: &driver.Node{ID: "node-a", Volumes: service}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -80,7 +80,6 @@ func (o *ControllerOptions) Run(ctx context.Context) error {
 		return err
 	}
 	server.Controller = driver.NewController(p, p, p)
-	server.Identity.(*driver.Identity).Controller = true
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(ctx) })
 	if o.Health != "" {

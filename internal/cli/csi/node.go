@@ -116,7 +116,6 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 	server.Node = &driver.Node{ID: o.Node, Volumes: service}
 	if o.Controller {
 		server.Controller = driver.NewController(hostd, hostd, hostd)
-		server.Identity.(*driver.Identity).Controller = true
 	}
 
 	// What the servers stand on ends after them.
