@@ -150,14 +150,15 @@ func (cl *Client) call(ctx context.Context, method string, args any, files []*os
 	if deadline, ok := ctx.Deadline(); ok {
 		req.Left = max(1, int64(time.Until(deadline)))
 	}
-	// An idle connection may belong to a hostd that was restarted since. Every method may be repeated, so one that a
-	// dead connection got is asked again on a new one.
+	// An idle connection may belong to a hostd that was restarted since, or that has handed over to a successor and
+	// answers Unavailable. Every method may be repeated, so what such a connection got is asked again on a new one.
 	for c := cl.take(); c != nil; c = cl.take() {
 		resp, got, err := exchange(ctx, c, req, files)
-		if err == nil {
+		if err == nil && !errors.Is(faultOf(resp), fault.Unavailable) {
 			cl.put(c)
 			return finish(resp, got, result)
 		}
+		closeFiles(got)
 		_ = c.Close()
 		if ctx.Err() != nil {
 			return nil, cl.away(ctx, err)
@@ -172,8 +173,19 @@ func (cl *Client) call(ctx context.Context, method string, args any, files []*os
 		_ = c.Close()
 		return nil, cl.away(ctx, err)
 	}
-	cl.put(c)
+	if errors.Is(faultOf(resp), fault.Unavailable) {
+		_ = c.Close()
+	} else {
+		cl.put(c)
+	}
 	return finish(resp, got, result)
+}
+
+func faultOf(r response) error {
+	if r.Fault == nil {
+		return nil
+	}
+	return r.Fault
 }
 
 // exchange sends the request and reads the answer. An error means that the connection cannot be used any more.

@@ -148,6 +148,32 @@ func TestRestartBetweenCalls(t *testing.T) {
 	}
 }
 
+// A predecessor that has handed over still has its clients' connections: they must find the successor by themselves.
+func TestFollowsTheSuccessor(t *testing.T) {
+	m := hosttest.NewMemory("a")
+	defer m.Close()
+	old := serve(t, "", m)
+	c := client(t, old)
+	if _, err := c.Datastores(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.FailNext(func(string, string) error { return fault.New(fault.Unavailable, "", "handed over") })
+	if _, err := c.Datastores(t.Context()); !errors.Is(err, fault.Unavailable) {
+		t.Fatalf("without a successor: %v", err)
+	}
+	m.FailNext(nil)
+	if _, err := c.Datastores(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m.FailNext(func(string, string) error { return fault.New(fault.Unavailable, "", "handed over") })
+	next := hosttest.NewMemory("a")
+	defer next.Close()
+	serve(t, old.path, next)
+	if _, err := c.Datastores(t.Context()); err != nil {
+		t.Fatalf("with a successor: %v", err)
+	}
+}
+
 // slow blocks Get until its context ends.
 type slow struct {
 	*hosttest.Memory
