@@ -261,6 +261,12 @@ func (p *product) kill(t *testing.T) {
 		_ = p.hostd.Process.Kill()
 		_ = p.hostd.Wait()
 		p.startHostd(t)
+	case "upgrade": // the next hostd takes the disk from this one, which then ends
+		former := p.hostd
+		p.startHostd(t)
+		p.until(t, "the successor serves", func() bool { now := p.worker(t); return now != 0 && now != old })
+		_ = former.Process.Kill()
+		_ = former.Wait()
 	case "node":
 		_ = p.node.cmd.Process.Kill()
 		p.node.in.Close()
@@ -275,7 +281,7 @@ func (p *product) kill(t *testing.T) {
 	t.Logf("%s killed; worker %d, before %d, after %v", victim, now, old, time.Since(start).Round(100*time.Microsecond))
 }
 
-// TestProduct kills worker, hostd and node service in turn, under fio and under a file system: in full mode each ten times,
+// TestProduct kills worker, hostd and node service in turn, and hands over to another hostd, under fio and under a file system: in full mode each ten times,
 // otherwise each once.
 func TestProduct(t *testing.T) {
 	need(t)
@@ -291,7 +297,7 @@ func TestProduct(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rnd := seeded(t)
-			p, r := attachProduct(t, c.spec, "worker", "hostd", "node")
+			p, r := attachProduct(t, c.spec, "worker", "hostd", "node", "upgrade")
 			n := len(p.victims)
 			if full() {
 				n *= kills()
