@@ -66,7 +66,7 @@ func RestrictTo(dir *os.File) (int, error) {
 	if e != 0 {
 		return 0, os.NewSyscallError("landlock_create_ruleset", e)
 	}
-	defer unix.Close(int(rules))
+	defer func() { _ = unix.Close(int(rules)) }()
 	rule := unix.LandlockPathBeneathAttr{Allowed_access: landlockDir & attr.Handled_access_fs, Parent_fd: int32(dfd)}
 	_, _, e = unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH,
 		uintptr(unsafe.Pointer(&rule)), 0, 0, 0)

@@ -19,7 +19,7 @@ func DetachedMount(fstype string, params []MountParam, attrs int) (*os.File, err
 	if err != nil {
 		return nil, os.NewSyscallError("fsopen "+fstype, err)
 	}
-	defer unix.Close(fs)
+	defer func() { _ = unix.Close(fs) }()
 	for _, p := range params {
 		if p.Value == "" {
 			err = unix.FsconfigSetFlag(fs, p.Key)

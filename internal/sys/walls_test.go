@@ -114,7 +114,7 @@ func behindLandlock(dir string) error {
 		if err != nil {
 			return fmt.Errorf("inside: %w", err)
 		}
-		defer unix.Close(in)
+		defer func() { _ = unix.Close(in) }()
 		for _, out := range []string{"/etc/passwd", "/", "/dev/null", ".."} {
 			if f, err := unix.Openat(fd, out, unix.O_RDONLY|unix.O_CLOEXEC, 0); !errors.Is(err, unix.EACCES) {
 				return fmt.Errorf("opening %s gave %d, %v", out, f, err)

@@ -305,7 +305,7 @@ func (h *Handle) once() (served time.Duration, err error) {
 		delete(h.calls, id)
 	}
 	h.mu.Unlock()
-	c.ctl.close()
+	_ = c.ctl.close()
 	if c.pidfd != nil {
 		c.pidfd.Close()
 	}

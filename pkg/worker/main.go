@@ -64,7 +64,7 @@ func Main(ctx context.Context, p Params) error {
 	if err != nil {
 		return err
 	}
-	defer ctl.close()
+	defer func() { _ = ctl.close() }()
 	w := &process{p: p, ctl: ctl}
 	err = w.run(ctx)
 	if err != nil {
@@ -99,11 +99,11 @@ func (w *process) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer claim.Close()
+	defer func() { _ = claim.Close() }()
 	if w.table, err = table.Open(w.p.Files.Table); err != nil {
 		return err
 	}
-	defer w.table.Close()
+	defer func() { _ = w.table.Close() }()
 	if !w.p.NoWalls {
 		w.walls = buildWalls(w.p.Files.Dir)
 	}
@@ -113,7 +113,7 @@ func (w *process) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	if err := w.open(ctx, dir, started); err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (w *process) dir() (fsx.Dir, error) {
 	}
 	d, err := fsx.FromFD(own)
 	if err != nil {
-		unix.Close(own)
+		_ = unix.Close(own)
 	}
 	return d, err
 }

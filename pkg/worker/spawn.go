@@ -60,7 +60,7 @@ func (s *spawner) start(o Options, id string, f Files) (*child, error) {
 	started := make(chan error)
 	s.work <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
-		ctl.close()
+		_ = ctl.close()
 		return nil, fault.Wrap(err, "start a worker for disk %s", id)
 	}
 	c := &child{cmd: cmd, ctl: ctl}

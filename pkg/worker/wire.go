@@ -99,7 +99,7 @@ func newLink(f *os.File) (*link, error) {
 	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		c.Close()
+		_ = c.Close()
 		return nil, fault.New(fault.Internal, "", "the control socket is a %T", c)
 	}
 	return &link{c: u, buf: make([]byte, frameSize)}, nil

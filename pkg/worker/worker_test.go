@@ -310,7 +310,7 @@ func TestStartDeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tab.Close()
+	defer func() { _ = tab.Close() }()
 	if tab.Served() || tab.Generation() == 0 {
 		t.Errorf("served %v, generation %d", tab.Served(), tab.Generation())
 	}

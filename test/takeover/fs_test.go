@@ -46,7 +46,7 @@ func (m *mounted) umount(t *testing.T, device string) {
 	for {
 		fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 		if err == nil {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			return
 		}
 		if ctx.Err() != nil {
@@ -91,7 +91,7 @@ func (w *writer) run(dir string, rnd *rand.Rand, stop <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	defer sys.FreeBuffer(buf)
+	defer func() { _ = sys.FreeBuffer(buf) }()
 	out, in := buf[:page], buf[page:]
 	want := make([]byte, page)
 	w.version = make([]uint64, w.pages)
@@ -180,7 +180,7 @@ func writeBack(dir string, stop <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	fd, err := sys.Fd(d)
 	if err != nil {
 		return err

@@ -75,7 +75,7 @@ func (h *smallHostd) start(t *testing.T, r *rig) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	h.cmd = exec.Command(self(t), "hostd", string(spec))
 	h.cmd.Env = append(os.Environ(), "TAKEOVER_OPENER="+r.disk.opener)
 	h.cmd.ExtraFiles = []*os.File{d, r.session.Dev, r.table}

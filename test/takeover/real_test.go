@@ -57,7 +57,7 @@ type nodeProcess struct {
 // ends. Its arguments are the socket and the disk's id or "".
 func nodeService(socket, id string) error {
 	c := wire.NewClient(socket)
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	h := node.NewHolder(c, func(id string) (bool, error) {
 		all, err := loop.FindByName(id)
@@ -92,7 +92,7 @@ func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id strin
 	if err != nil {
 		return "", err
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	t, err := table.Create()
 	if err != nil {
 		return "", err
@@ -112,7 +112,7 @@ func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id strin
 	if err != nil {
 		return "", err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	return l.Path(), h.Add(ctx, host.Held{Attachment: att, Device: dev})
 }
 

@@ -47,7 +47,7 @@ func newDiskOf(t *testing.T, kind string, size int64) disk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	create := func(name string, p vmdk.CreateParams) *vmdk.Info {
 		p.Capacity = d.size
 		info, err := vmdk.Create(t.Context(), dir, name, p)
@@ -210,7 +210,7 @@ func (h *local) start(t *testing.T, r *rig) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	h.handle, err = h.sup.Start(within(t, 20*time.Second), worker.Spec{ID: r.name, Dir: d, Links: r.disk.links,
 		Format: r.disk.format, ReadOnly: h.ro, Device: worker.Device{Fuse: r.session.Dev, Table: r.table}})
 	if err != nil {

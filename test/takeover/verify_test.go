@@ -65,12 +65,12 @@ func (d disk) verify(t *testing.T, want string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }()
 	c, err := chain.Open(dir, d.links, chain.Options{ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	for _, l := range c.Links() {
 		if l.Unclean() {
 			t.Errorf("%s was not closed cleanly", l.Name)

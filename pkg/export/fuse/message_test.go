@@ -49,7 +49,7 @@ func conversation(t *testing.T, p export.Params, msg []byte) (errno unix.Errno, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fds[0])
+	defer func() { _ = unix.Close(fds[0]) }()
 	dev := os.NewFile(uintptr(fds[1]), "dev")
 	defer dev.Close()
 	s := NewServer(dev, Options{Threads: 1})

@@ -113,7 +113,7 @@ func (s *Session) OpenDisk(ctx context.Context, flags int) (*os.File, error) {
 		return os.NewFile(uintptr(o.fd), "/"+s.name), nil
 	}
 	if o.err == nil {
-		unix.Close(o.fd)
+		_ = unix.Close(o.fd)
 	}
 	if aborted != nil {
 		return nil, fault.New(fault.Timeout, "see hostd's log for why the disk's worker does not answer",
@@ -150,7 +150,7 @@ func (s *Session) Abort() error {
 	if err != nil {
 		return fault.Wrap(err, "abort the FUSE session of %s", s.name)
 	}
-	defer ctl.Close()
+	defer func() { _ = ctl.Close() }()
 	fd, err := sys.Fd(ctl)
 	if err != nil {
 		return err
@@ -159,7 +159,7 @@ func (s *Session) Abort() error {
 	if err != nil {
 		return fault.Wrap(os.NewSyscallError("openat", err), "abort the FUSE session of %s", s.name)
 	}
-	defer unix.Close(a)
+	defer func() { _ = unix.Close(a) }()
 	_, err = unix.Write(a, []byte("1"))
 	return os.NewSyscallError("write", err)
 }

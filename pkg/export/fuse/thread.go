@@ -42,7 +42,7 @@ func (t *thread) alone(ctx context.Context, resumed bool) error {
 	if err != nil {
 		return os.NewSyscallError("eventfd", err)
 	}
-	defer unix.Close(ev)
+	defer func() { _ = unix.Close(ev) }()
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(woken)

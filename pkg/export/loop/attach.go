@@ -49,7 +49,7 @@ func Attach(backing *os.File, o Options) (*Device, error) {
 		return nil, fault.New(fault.Unsupported, "load the kernel module loop and give the node plugin the host's /dev",
 			"loop devices are not available: %w", err)
 	}
-	defer ctl.Close()
+	defer func() { _ = ctl.Close() }()
 	cfd, err := sys.Fd(ctl)
 	if err != nil {
 		return nil, err

@@ -112,7 +112,7 @@ func TestGrow(t *testing.T) {
 	f := backing(t, 1<<20)
 	d := attach(t, f, Options{})
 	defer released(t, d, f)
-	defer d.Detach()
+	defer func() { _ = d.Detach() }()
 	if err := f.Truncate(3 << 20); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func TestMissingNode(t *testing.T) {
 	f := backing(t, 1<<20)
 	d := attach(t, f, Options{})
 	defer released(t, d, f)
-	defer d.Detach()
+	defer func() { _ = d.Detach() }()
 	if err := os.Remove(d.Path()); err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestMissingNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer again.Close()
+	defer func() { _ = again.Close() }()
 	var a, b unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(d.File.Fd()), &a), unix.Fstat(int(again.File.Fd()), &b)); err != nil || a.Rdev != b.Rdev {
 		t.Errorf("device %#x became %#x, %v", a.Rdev, b.Rdev, err)

@@ -83,7 +83,7 @@ func Claim(f *os.File) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		unix.Close(own)
+		_ = unix.Close(own)
 		return nil, fault.Wrap(os.NewSyscallError("fcntl F_OFD_SETLKW", err), "claim a pending table")
 	}
 	return os.NewFile(uintptr(own), "memfd:vmdk-pending"), nil

@@ -61,7 +61,7 @@ func Create() (*os.File, error) {
 		f.Close()
 		return nil, fault.Wrap(err, "make a pending table")
 	}
-	defer sys.FreeBuffer(mem)
+	defer func() { _ = sys.FreeBuffer(mem) }()
 	binary.NativeEndian.PutUint32(mem[offVersion:], version)
 	binary.NativeEndian.PutUint32(mem[offSlots:], Slots)
 	copy(mem[offBoot:offGeneration], bootID())
@@ -99,7 +99,7 @@ func Open(f *os.File) (*Table, error) {
 		err = bad("a state of %d bytes", word32(mem, offStateLen).Load())
 	}
 	if err != nil {
-		t.Close()
+		_ = t.Close()
 		return nil, err
 	}
 	return t, nil
