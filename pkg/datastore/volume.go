@@ -85,14 +85,19 @@ func (v *Volume) Dir() fsx.Dir { return v.dir }
 // ID is the volume's id.
 func (v *Volume) ID() string { return v.id }
 
-// Lock excludes other operations on this volume, in this and in other processes, until Unlock or Close. Kinds:
-// InProgress, NotFound (deleted meanwhile).
+// Lock excludes other operations on this volume, in this and in other processes, until Unlock or Close. On a read-only
+// file system it excludes writers only: nothing here can be changed. Kinds: InProgress, NotFound (deleted meanwhile).
 func (v *Volume) Lock() error {
+	mode := fsx.LockWrite
 	f, err := v.dir.Open(recordFile, fsx.ReadWrite)
+	if errors.Is(err, fault.ReadOnly) {
+		mode = fsx.LockRead
+		f, err = v.dir.Open(recordFile, fsx.ReadOnly)
+	}
 	if err != nil {
 		return err
 	}
-	err = f.Lock(fsx.LockWrite)
+	err = f.Lock(mode)
 	switch {
 	case errors.Is(err, fault.InUse):
 		err = fault.New(fault.InProgress, "Try again when it has finished.", "disk %s: another process works on it", v.id)
@@ -193,7 +198,12 @@ func (v *Volume) Commit(m Manifest) error {
 	if err != nil {
 		return err
 	}
-	if err := publish(v.dir, manifestName(m.Epoch, m.Seq), text); err != nil {
+	err = publish(v.dir, manifestName(m.Epoch, m.Seq), text)
+	if errors.Is(err, fault.NoSpace) && v.makeRoom() {
+		// A detach needs a few blocks even when the guest has filled the datastore.
+		err = publish(v.dir, manifestName(m.Epoch, m.Seq), text)
+	}
+	if err != nil {
 		if fault.KindOf(err) == fault.Poisoned {
 			v.poison = err
 		}
@@ -206,6 +216,20 @@ func (v *Volume) Commit(m Manifest) error {
 		}
 	}
 	return nil
+}
+
+// makeRoom removes every manifest but the highest, and says whether there was one.
+func (v *Volume) makeRoom() bool {
+	names, err := v.dir.List()
+	if err != nil {
+		return false
+	}
+	found := sortManifests(names)
+	made := false
+	for _, n := range found[:max(0, len(found)-1)] {
+		made = v.dir.Remove(n) == nil || made
+	}
+	return made
 }
 
 // stale are the manifests before the last two.
