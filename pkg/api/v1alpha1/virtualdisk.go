@@ -32,10 +32,11 @@ type VirtualDisk struct {
 //
 // +kubebuilder:validation:XValidation:rule="self.sizeBytes >= self.initialSizeBytes",message="a disk never shrinks"
 type VirtualDiskSpec struct {
-	// Name is the container orchestrator's name of the volume. The object's name is its hash.
+	// Name is the container orchestrator's name of the volume, of 1 to 1024 bytes; "base64:..." when it is not UTF-8. The
+	// object's name is its hash.
 	//
 	// +kubebuilder:validation:MinLength=1
-	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:MaxLength=1376
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="name is part of the disk's identity"
 	Name string `json:"name"`
 	// Datastore is the name of the Datastore that holds the files.

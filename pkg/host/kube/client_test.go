@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/kubetest"
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -81,6 +82,9 @@ func TestCreateDescribeDelete(t *testing.T) {
 
 func TestCreateRefused(t *testing.T) {
 	c := newCluster(t, "node-a")
+	if err := kubetest.AddNodes(t.Context(), server.Config, "node-diskless"); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name   string
 		change func(*host.DiskSpec)
@@ -93,7 +97,8 @@ func TestCreateRefused(t *testing.T) {
 		{"no name", func(s *host.DiskSpec) { s.Name = "" }, fault.Invalid},
 		{"long name", func(s *host.DiskSpec) { s.Name = strings.Repeat("n", 2000) }, fault.Invalid},
 		{"sparse and thick", func(s *host.DiskSpec) { s.Type, s.Format = host.TwoGbMaxExtentSparse, host.ZeroedThick }, fault.Invalid},
-		{"a host that does not reach it", func(s *host.DiskSpec) { s.Host = "node-z" }, fault.Exhausted},
+		{"no host of that name", func(s *host.DiskSpec) { s.Host = "node-z" }, fault.NotFound},
+		{"a host that does not reach it", func(s *host.DiskSpec) { s.Host = "node-diskless" }, fault.Exhausted},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := spec(t.Name(), "local", "node-a")

@@ -1,7 +1,10 @@
 package kube
 
 import (
+	"encoding/base64"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,10 +17,31 @@ func condition(vd *v1alpha1.VirtualDisk, t string) *metav1.Condition {
 	return meta.FindStatusCondition(vd.Status.Conditions, t)
 }
 
+// rawPrefix marks a name that JSON cannot carry as it is: base64 of its bytes follows. A name that starts with it is
+// encoded too, so that every text has one meaning.
+const rawPrefix = "base64:"
+
+func nameToText(name string) string {
+	if utf8.ValidString(name) && !strings.HasPrefix(name, rawPrefix) {
+		return name
+	}
+	return rawPrefix + base64.StdEncoding.EncodeToString([]byte(name))
+}
+
+// nameFromText undoes nameToText. What nameToText cannot have written is taken as it is.
+func nameFromText(text string) string {
+	if rest, ok := strings.CutPrefix(text, rawPrefix); ok {
+		if raw, err := base64.StdEncoding.DecodeString(rest); err == nil {
+			return string(raw)
+		}
+	}
+	return text
+}
+
 // specOf is the request that the object was made by.
 func specOf(vd *v1alpha1.VirtualDisk) host.DiskSpec {
 	return host.DiskSpec{
-		Name: vd.Spec.Name, Datastore: vd.Spec.Datastore, Size: vd.Spec.InitialSizeBytes,
+		Name: nameFromText(vd.Spec.Name), Datastore: vd.Spec.Datastore, Size: vd.Spec.InitialSizeBytes,
 		Format: host.DiskFormat(vd.Spec.DiskFormat), Type: host.DiskType(vd.Spec.DiskType), Host: vd.Spec.Host,
 	}
 }

@@ -77,7 +77,7 @@ func (c *Client) ask(ctx context.Context, id string, spec host.DiskSpec) (*v1alp
 			Name: id, Finalizers: []string{v1alpha1.Finalizer}, Annotations: map[string]string{},
 		},
 		Spec: v1alpha1.VirtualDiskSpec{
-			Name: spec.Name, Datastore: spec.Datastore, Host: picked, SizeBytes: spec.Size, InitialSizeBytes: spec.Size,
+			Name: nameToText(spec.Name), Datastore: spec.Datastore, Host: picked, SizeBytes: spec.Size, InitialSizeBytes: spec.Size,
 			DiskFormat: string(spec.Format), DiskType: string(spec.Type),
 		},
 	}

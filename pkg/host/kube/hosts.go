@@ -81,15 +81,17 @@ func hostStatus(ds *v1alpha1.Datastore, name string) *v1alpha1.DatastoreHostStat
 
 // works says why host cannot work on ds now; nil when it can.
 func (n *nodes) works(ctx context.Context, ds *v1alpha1.Datastore, host string) error {
+	s, err := n.state(ctx, host)
+	if err != nil {
+		return err
+	}
 	h := hostStatus(ds, host)
-	if h == nil {
+	switch {
+	case h == nil && !s.exists:
+		return fault.New(fault.NotFound, "See kubectl get nodes.", "host %q does not exist", bounded(host, 253))
+	case h == nil:
 		return fault.New(fault.Exhausted, "Choose a node where vmdk-hostd serves the datastore (kubectl describe vds "+ds.Name+").",
 			"node %s does not reach datastore %s", host, ds.Name)
-	}
-	s, err := n.state(ctx, host)
-	switch {
-	case err != nil:
-		return err
 	case !s.exists:
 		return fault.New(fault.Unavailable, "", "node %s does not exist any more", host)
 	case !s.ready:

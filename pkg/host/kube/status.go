@@ -78,12 +78,6 @@ func (s *diskStatus) set(c metav1.Condition) (news bool) {
 	return news
 }
 
-func (s *diskStatus) drop(conditionType string) {
-	conditions := append([]metav1.Condition(nil), s.Conditions...)
-	meta.RemoveStatusCondition(&conditions, conditionType)
-	s.Conditions = conditions
-}
-
 // transition is c with the time of its last change, as the only element of a list.
 func transition(have []metav1.Condition, c metav1.Condition) []metav1.Condition {
 	var out []metav1.Condition
