@@ -1,7 +1,9 @@
 package kubetest
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -104,13 +106,27 @@ func (s *Server) RestartAPI(ctx context.Context, down func()) error {
 	}
 	s.endRestarted()
 	down()
-	s.restarted = exec.Command(path, args...)
-	// It ends with the test, however that ends (prctl(2), PR_SET_PDEATHSIG).
-	s.restarted.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.restarted.Start(); err != nil {
+	// Its address is free when it is dead and was waited for, by envtest or by endRestarted.
+	if err := poll(ctx, func() error {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("the killed API server %d is still there", pid)
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
-	return s.ready(ctx)
+	s.restarted = exec.Command(path, args...)
+	var output bytes.Buffer // read after a failure, when the process was waited for
+	s.restarted.Stdout, s.restarted.Stderr = &output, &output
+	if err := s.restarted.Start(); err != nil {
+		s.restarted = nil
+		return err
+	}
+	if err := s.ready(ctx); err != nil {
+		s.endRestarted()
+		return fmt.Errorf("%w\n%s", err, output.String())
+	}
+	return nil
 }
 
 func (s *Server) endRestarted() {
@@ -127,18 +143,28 @@ func (s *Server) ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	return poll(ctx, func() error {
+		if _, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+			return fmt.Errorf("the API server is not ready: %w", err)
+		}
+		return nil
+	})
+}
+
+// poll repeats check until it succeeds, for two minutes at most.
+func poll(ctx context.Context, check func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := c.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		err := check()
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the API server does not become ready: %w", err)
+			return err
 		case <-tick.C:
 		}
 	}
