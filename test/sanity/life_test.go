@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -32,23 +30,14 @@ func TestLife(t *testing.T) {
 		t.Skip("not root: mounts and loop devices cannot be made")
 	}
 	if os.Getenv(envLife) == "" {
-		before := census(t)
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-		defer cancel()
-		cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestLife$", "-test.v", "-test.timeout=5m")
-		cmd.Env = append(os.Environ(), envLife+"=1", envBin+"="+buildPrograms(t))
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		cmd.WaitDelay = 10 * time.Second
-		out, err := cmd.CombinedOutput()
+		out, err := runChild(t, 5*time.Minute, "^TestLife$", envLife+"=1", envBin+"="+buildPrograms(t))
 		t.Logf("%s", summary(out))
-		if err != nil || !bytes.Contains(out, []byte("--- PASS: TestLife/block")) {
+		if err != nil || !strings.Contains(out, "--- PASS: TestLife/block") {
 			t.Errorf("%v\n%s", err, out)
-		}
-		if left := before.leaked(t); left != "" {
-			t.Errorf("left behind:\n%s", left)
 		}
 		return
 	}
+	before := census(t)
 	n := startNode(t)
 	for _, shape := range []struct {
 		name, fs string
@@ -64,11 +53,14 @@ func TestLife(t *testing.T) {
 	}
 	t.Run("foreign content", n.foreignContent)
 	n.end(t)
+	for _, left := range before.leaked(t) {
+		t.Errorf("left behind in the namespace: %s", left)
+	}
 }
 
-func summary(out []byte) string {
+func summary(out string) string {
 	var b strings.Builder
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		if strings.Contains(line, "--- ") || strings.Contains(line, "_test.go:") {
 			b.WriteString(line)
 		}

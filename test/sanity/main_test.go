@@ -64,21 +64,7 @@ func TestSanity(t *testing.T) {
 func inChild(t *testing.T, name string) {
 	dir := t.TempDir()
 	report := filepath.Join(dir, "report")
-	before := census(t)
-	// Go makes every mount private when it unshares the mount namespace, so that nothing mounted there is seen here.
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestSanity$", "-test.timeout=15m")
-	cmd.Env = append(os.Environ(), envBackend+"="+name, envReport+"="+report, "TMPDIR="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	var buf bytes.Buffer
-	cmd.Stdout = &buf
-	if testing.Verbose() && os.Getenv("VMDK_CSI_SANITY_LOG") != "" { // follow it while it runs
-		cmd.Stdout = io.MultiWriter(&buf, os.Stderr)
-	}
-	cmd.Stderr = cmd.Stdout
-	cmd.WaitDelay = 10 * time.Second
-	err := cmd.Run()
+	out, err := runChild(t, 15*time.Minute, "^TestSanity$", envBackend+"="+name, envReport+"="+report, "TMPDIR="+dir)
 	specs := readReport(t, report)
 	notDeclared := map[string]int{} // by reason
 	for _, s := range specs {
@@ -96,7 +82,7 @@ func inChild(t *testing.T, name string) {
 		t.Run("not declared", func(t *testing.T) { t.Skipf("%d specs: %s", notDeclared[why], why) })
 	}
 	if err != nil || len(specs) < 50 || t.Failed() {
-		t.Logf("%s", buf.String())
+		t.Logf("%s", out)
 	}
 	if err != nil && !t.Failed() {
 		t.Errorf("backend %s: %v", name, err)
@@ -104,9 +90,38 @@ func inChild(t *testing.T, name string) {
 	if len(specs) < 50 {
 		t.Errorf("only %d specs ran", len(specs))
 	}
-	if left := before.leaked(t); left != "" {
-		t.Errorf("left behind by backend %s:\n%s", name, left)
+}
+
+// runChild runs this test binary again, in a mount namespace of its own, and looks for what it left.
+func runChild(t *testing.T, limit time.Duration, run string, env ...string) (string, error) {
+	t.Helper()
+	before := census(t)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run="+run, "-test.v", "-test.timeout="+limit.String())
+	cmd.Env = append(os.Environ(), env...)
+	// Go makes every mount private when it unshares the mount namespace, so that nothing mounted there is seen here.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	if os.Getenv("VMDK_CSI_SANITY_LOG") != "" { // follow it while it runs
+		cmd.Stdout = io.MultiWriter(&out, os.Stderr)
 	}
+	cmd.Stderr = cmd.Stdout
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", cmd.Process.Pid))
+	if err != nil {
+		t.Error(err)
+	}
+	err = cmd.Wait()
+	left := append(processesIn(namespace), loopsOf(out.String())...)
+	for _, left := range append(left, before.leaked(t)...) {
+		t.Errorf("left behind: %s", left)
+	}
+	return out.String(), err
 }
 
 func readReport(t *testing.T, path string) []outcome {

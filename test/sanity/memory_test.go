@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/vmdk-csi/vmdk-csi/internal/cli/csi"
 	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 	"github.com/vmdk-csi/vmdk-csi/pkg/block"
@@ -107,6 +109,11 @@ func (m *memoryHostd) Delete(ctx context.Context, id string) error {
 // startMemory serves the driver in this process.
 func startMemory(t *testing.T, dir string) endpoints {
 	t.Helper()
+	// The log names every disk, which is how a loop device that is left is known to be of this run.
+	var level klog.Level
+	if err := level.Set("2"); err != nil {
+		t.Fatal(err)
+	}
 	mem := hosttest.NewMemory("node-a")
 	local, err := mem.Datastores(context.Background())
 	if err != nil {

@@ -22,6 +22,7 @@ const mib = 1 << 20
 // runBackend registers the whole suite twice, for both access types, and runs it against one backend.
 func runBackend(t *testing.T, name string) {
 	dir := t.TempDir()
+	before := census(t)
 	e := backends[name](t, dir)
 	params := filesystem(t)
 	var contexts []*sanity.TestContext
@@ -57,6 +58,9 @@ func runBackend(t *testing.T, name string) {
 	}
 	if err := e.stop(); err != nil {
 		t.Errorf("stop: %v", err)
+	}
+	for _, left := range before.leaked(t) {
+		t.Errorf("left behind in the namespace: %s", left)
 	}
 	if e.left != nil {
 		if files, err := e.left(); err != nil || len(files) > 0 {
