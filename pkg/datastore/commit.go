@@ -24,12 +24,13 @@ const tempPrefix = ".tmp-"
 // BUGS). So after any error the inodes are compared. An outcome that stays unknown is fault.Poisoned.
 func publish(d fsx.Dir, name string, data []byte) error {
 	temp := tempPrefix + randomHex(8)
-	if err := writeTemp(d, temp, data); err != nil {
+	mine, err := writeTemp(d, temp, data)
+	if err != nil {
 		return err
 	}
 	linkErr := d.LinkFrom(d, temp, name)
 	if linkErr != nil {
-		linkErr = judge(d, temp, name, linkErr)
+		linkErr = judge(d, mine, name, linkErr)
 	}
 	// A temporary name that cannot be removed is garbage, and says nothing about the commit.
 	_ = d.Remove(temp)
@@ -43,10 +44,10 @@ func publish(d fsx.Dir, name string, data []byte) error {
 }
 
 // writeTemp makes a durable file, or none. It is locked while it lives, so that a sweep can tell it from garbage.
-func writeTemp(d fsx.Dir, temp string, data []byte) (err error) {
+func writeTemp(d fsx.Dir, temp string, data []byte) (info fsx.Info, err error) {
 	f, err := d.Open(temp, fsx.ReadWrite|fsx.Create|fsx.Exclusive)
 	if err != nil {
-		return err
+		return info, err
 	}
 	defer func() {
 		if cerr := f.Close(); err == nil {
@@ -59,17 +60,16 @@ func writeTemp(d fsx.Dir, temp string, data []byte) (err error) {
 	// Where locks do not work a sweep may remove the file too early; the link then fails and the caller tries again.
 	_ = f.Lock(fsx.LockWrite)
 	if _, err := f.WriteAt(data, 0); err != nil {
-		return err
+		return info, err
 	}
-	return f.Datasync()
+	if err := f.Datasync(); err != nil {
+		return info, err
+	}
+	return f.Stat()
 }
 
-// judge finds out what a link that returned linkErr has done: nil if the name is ours.
-func judge(d fsx.Dir, temp, name string, linkErr error) error {
-	mine, err := d.Stat(temp)
-	if err != nil {
-		return unknown(name, errors.Join(linkErr, err))
-	}
+// judge finds out what a link of the file mine to name, which returned linkErr, has done: nil if the name is ours.
+func judge(d fsx.Dir, mine fsx.Info, name string, linkErr error) error {
 	there, err := d.Stat(name)
 	switch {
 	case err == nil && there.Inode == mine.Inode && there.Device == mine.Device:
@@ -81,7 +81,10 @@ func judge(d fsx.Dir, temp, name string, linkErr error) error {
 	}
 	// The name is not there. Only a refusal is certain to stay without effect; a request that got lost may arrive yet.
 	switch fault.KindOf(linkErr) {
-	case fault.NoSpace, fault.ReadOnly, fault.Denied, fault.Unsupported, fault.Exhausted, fault.Invalid, fault.NotFound:
+	case fault.NotFound:
+		// Whoever owns the directory now collected the temporary file: its commit came first.
+		return fault.New(fault.InProgress, "Try again.", "%s: another host works on the same files: %w", name, linkErr)
+	case fault.NoSpace, fault.ReadOnly, fault.Denied, fault.Unsupported, fault.Exhausted, fault.Invalid:
 		return linkErr
 	}
 	return unknown(name, linkErr)

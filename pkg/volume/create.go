@@ -130,6 +130,10 @@ func (v *Volumes) undo(vol *datastore.Volume, rec datastore.Record, reserved boo
 	}
 	var uerr error
 	if vol != nil {
+		// Without working locks another host may have finished the disk meanwhile: then nothing here is garbage.
+		if _, done, lerr := vol.Latest(); done || lerr != nil {
+			return err
+		}
 		_, uerr = vol.Collect(datastore.Manifest{})
 	}
 	if reserved && uerr == nil {
