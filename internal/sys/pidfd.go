@@ -9,16 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PidfdKill sends SIGKILL; a process that is dead already is success.
+// ErrOtherNamespace says that a process lives in a PID namespace that is not ours nor below ours.
+var ErrOtherNamespace = errors.New("the process is in another PID namespace")
+
+// PidfdKill sends SIGKILL; a process that is dead already is success. Errors: ErrOtherNamespace, where the kernel refuses
+// (pidfd_send_signal(2), EINVAL).
 func PidfdKill(pidfd *os.File) error {
 	fd, err := Fd(pidfd)
 	if err != nil {
 		return err
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	switch err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); {
+	case err == nil, errors.Is(err, unix.ESRCH):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return ErrOtherNamespace
+	default:
 		return os.NewSyscallError("pidfd_send_signal", err)
 	}
-	return nil
 }
 
 // PidfdWait waits until every thread of the process is dead (a pidfd polls readable only then, kernel/exit.c,

@@ -28,6 +28,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(killFromInside) != "" {
+		if err := PidfdKill(os.NewFile(3, "pidfd")); !errors.Is(err, ErrOtherNamespace) {
+			fmt.Println("PidfdKill:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

@@ -79,19 +79,38 @@ func (s *Service) Expand(ctx context.Context, id, path string, size int64) (int6
 	return att.Size, nil
 }
 
-// Usage takes no lock: it changes nothing, and a volume that goes away meanwhile is not found.
-func (s *Service) Usage(_ context.Context, id, path string) (stage.Usage, error) {
-	rec, err := s.at(id, path)
+// deviceUsage is the size of the device. The path may be any at which the device is: the kubelet asks for its own
+// mount of it (volumeDevices/<volume>/dev/<pod>), not for the one it had published.
+func (s *Service) deviceUsage(rec *record, path string) (stage.Usage, error) {
+	id := rec.Volume.ID
+	dev, found, err := s.Devices.Find(id)
 	if err != nil {
 		return stage.Usage{}, err
 	}
-	if rec.Volume.Mode == stage.Block {
-		dev, found, err := s.Devices.Find(id)
-		if err == nil && !found {
-			err = fault.New(fault.NotFound, "", "volume %s has no device", id)
-		}
-		dev.Close()
-		return stage.Usage{Mode: stage.Block, Total: dev.Size}, err
+	defer dev.Close()
+	if !found {
+		return stage.Usage{}, fault.New(fault.NotFound, "unstage it and stage it again", "volume %s lost its device", id)
+	}
+	if _, ok := rec.target(path); !ok && path != rec.Volume.StagingPath && !sameDevice(path, dev.Path) {
+		return stage.Usage{}, fault.New(fault.NotFound, "", "volume %s is not at %s", id, path)
+	}
+	return stage.Usage{Mode: stage.Block, Total: dev.Size}, nil
+}
+
+func sameDevice(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil &&
+		x.Mode&unix.S_IFMT == unix.S_IFBLK && y.Mode&unix.S_IFMT == unix.S_IFBLK && x.Rdev == y.Rdev
+}
+
+// Usage takes no lock: it changes nothing, and a volume that goes away meanwhile is not found.
+func (s *Service) Usage(_ context.Context, id, path string) (stage.Usage, error) {
+	rec, err := s.journal.load(id)
+	if err == nil && rec != nil && rec.Staged && rec.Volume.Mode == stage.Block {
+		return s.deviceUsage(rec, path)
+	}
+	if _, err = s.at(id, path); err != nil {
+		return stage.Usage{}, err
 	}
 	if _, mounted, err := s.Mounts.At(path); err != nil || !mounted {
 		if err == nil {

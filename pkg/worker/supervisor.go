@@ -113,7 +113,9 @@ func (s *Supervisor) Start(ctx context.Context, spec Spec) (*Handle, error) {
 func (s *Supervisor) Adopt(ctx context.Context, spec Spec, old *os.File, kill bool) (*Handle, error) {
 	if old != nil {
 		if kill {
-			if err := sys.PidfdKill(old); err != nil {
+			// Where hostd is a pod, the former worker is in the former pod's PID namespace: only that one's hostd, or its
+			// end, can end it, and all that is left is to wait.
+			if err := sys.PidfdKill(old); err != nil && !errors.Is(err, sys.ErrOtherNamespace) {
 				return nil, fault.Wrap(err, "end the former worker of disk %s", spec.ID)
 			}
 		}
