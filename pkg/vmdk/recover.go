@@ -167,7 +167,7 @@ func (u *grainSet) add(sector uint32) bool {
 	if at < int64(u.s.h.overHead) || at >= u.limit {
 		return false
 	}
-	ok := true
+	var ok bool
 	if at%g == 0 {
 		ok = !u.taken(at/g) && !u.near(at)
 		u.bits[at/g/64] |= 1 << (at / g % 64)

@@ -150,9 +150,8 @@ func TestConforms(t *testing.T) {
 
 // disk is an attached disk that somebody writes to.
 type disk struct {
-	id   string
-	k    *session
-	held []host.Held
+	id string
+	k  *session
 }
 
 func attachDisk(t *testing.T, c host.Host, name string, typ host.DiskType) *disk {

@@ -133,7 +133,7 @@ func (s *server) serve(ctx context.Context, c *net.UnixConn) {
 // greet checks who is there and which version they speak.
 func (s *server) greet(c *net.UnixConn) error {
 	_ = c.SetDeadline(time.Now().Add(helloTime))
-	defer c.SetDeadline(time.Time{})
+	defer func() { _ = c.SetDeadline(time.Time{}) }()
 	// The greeting is read first in any case: an end with unread bytes could cost the client the answer.
 	var h hello
 	files, err := receive(c, maxHello, &h)

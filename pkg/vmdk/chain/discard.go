@@ -85,8 +85,9 @@ func (c *Chain) zeroAllocated(e *vmdk.Extent, off int64, r vmdk.Run, discard boo
 		return n, e.ZeroFile(r.Offset, n, discard)
 	}
 	n := min(whole(off), maxRun*gb)
-	zero, length := true, n
+	length := n
 	if len(c.links) > 1 {
+		var zero bool
 		var err error
 		if zero, length, err = c.zeroRun(len(c.links)-2, e.Start+off, n); err != nil {
 			return 0, err
