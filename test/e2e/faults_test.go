@@ -98,7 +98,7 @@ func TestRestarts(t *testing.T) {
 			args = append(args, "--field-selector", "spec.nodeName="+node)
 		}
 		if tc.force {
-			args = append(args, "--now", "--force")
+			args = append(args, "--grace-period=0", "--force")
 		}
 		e.kubectl(args...)
 		e.advances("p", 20)

@@ -117,7 +117,7 @@ func (e *env) claim(c claim) {
 		c.Mode = "ReadWriteOnce"
 	}
 	if c.Size == "" {
-		c.Size = "256Mi"
+		c.Size = "320Mi"
 	}
 	e.apply(render(e.t, claimTemplate, c))
 }

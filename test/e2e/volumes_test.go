@@ -144,7 +144,7 @@ kind: PersistentVolume
 metadata: {name: rox-%[1]s}
 spec:
   accessModes: [ReadOnlyMany]
-  capacity: {storage: 256Mi}
+  capacity: {storage: 320Mi}
   storageClassName: ""
   persistentVolumeReclaimPolicy: Retain
   claimRef: {name: ro, namespace: %[1]s}
