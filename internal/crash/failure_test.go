@@ -32,15 +32,35 @@ var failures = []failure{
 	{"process dies", func(fs *sim.FS, n int) { fs.FailFrom(n, unix.EIO) }, true},
 }
 
-// injected is one run: in the last operation of s, the n-th file system operation fails.
-type injected struct {
-	s        sequence
-	n        int // from the beginning of the recording
-	f        failure
-	thorough bool // a power loss after two of three failures, not two of nine
+// ending is what happens after a failure.
+type ending int
+
+const (
+	nothing  ending = iota
+	powers          // the power fails
+	succeeds        // a new process takes over what was left and uses it, then the power fails
+	releases        // the host takes the disk back from a worker that is gone, then the power fails
+)
+
+var endings = []ending{powers, succeeds, releases}
+
+func (e ending) String() string {
+	return [...]string{"", ", then the power fails", ", then a new process and a power failure", ", then a release and a power failure"}[e]
 }
 
-func (i injected) String() string { return fmt.Sprintf("%s, %s at operation %d", i.s, i.f.name, i.n) }
+// injected is one run: in the last operation of s, the n-th file system operation fails.
+type injected struct {
+	s    sequence
+	n    int // from the beginning of the recording
+	f    failure
+	then ending
+	// without is a sync call to leave out. Then only what a power failure finds is judged: nothing else can differ.
+	without string
+}
+
+func (i injected) String() string {
+	return fmt.Sprintf("%s, %s at operation %d%s", i.s, i.f.name, i.n, i.then)
+}
 
 // injections are all of them, for sequences of up to two operations.
 func injections() ([]injected, error) {
@@ -68,15 +88,54 @@ func injections() ([]injected, error) {
 
 // run lets the operation fail, repeats it in the same process, and judges what a new process finds, and what is found
 // if the machine then fails too.
-func (i injected) run(arm func(*sim.FS)) error {
-	w, from, _, err := i.s.run(arm, true)
+func (i injected) run() error {
+	w, from, _, err := i.s.run(i.arm, true)
 	if err != nil {
 		return err
 	}
-	defer w.die()
+	defer func() { w.die() }()
 	i.f.arm(w.fs, i.n)
 	last := i.s.ops[len(i.s.ops)-1]
 	err = w.do(last)
+	if !i.f.dies {
+		if rerr := i.repeat(w, last, err); rerr != nil {
+			return rerr
+		}
+	}
+	if i.without == "" {
+		if jerr := i.judgeProcess(w, err); jerr != nil {
+			return jerr
+		}
+	}
+	from = max(from, w.fs.Failed()-1)
+	var cerr error
+	switch i.then {
+	case nothing:
+		return nil
+	case succeeds:
+		w.die()
+		w.fs.Heal()
+		events := w.fs.Survivor().Events()
+		from = w.fs.Position()
+		w.fs.Begin(event{op: "crash"})
+		cerr = i.s.comeBack(w.fs, "boot-1", events)
+	case releases:
+		cerr = i.release(w)
+	}
+	if cerr != nil {
+		return fmt.Errorf("after the error %v%s: %w", err, i.then, cerr)
+	}
+	return i.judge(w, from, err)
+}
+
+func (i injected) arm(fs *sim.FS) {
+	if i.without != "" {
+		fs.DropSync(i.without)
+	}
+}
+
+// judgeProcess judges the error, and what processes find while the machine lives.
+func (i injected) judgeProcess(w *world, err error) error {
 	if err != nil && fault.KindOf(err) == fault.Internal && !errors.Is(err, unix.EIO) {
 		return fmt.Errorf("an error without a kind: %w", err)
 	}
@@ -87,36 +146,40 @@ func (i injected) run(arm func(*sim.FS)) error {
 		if terr := i.takeOver(w); terr != nil {
 			return fmt.Errorf("take-over (I8): %w", terr)
 		}
-	} else if rerr := i.repeat(w, last, err); rerr != nil {
-		return rerr
 	}
 	if verr := verify(w.fs.Survivor(), i.s.typ, "boot-1"); verr != nil {
 		return fmt.Errorf("after the error %v, a new process finds: %w", err, verr)
 	}
-	every := 9
-	if i.thorough {
-		every = 3
-	}
-	switch (i.n + int(seed)) % every {
-	case 0: // and then the power fails
-		return i.judge(w, from, err)
-	case 1: // and then a new process takes over what was left, and then the power fails
-		w.die()
-		w.fs.Heal()
-		events := w.fs.Survivor().Events()
-		w.fs.Begin(event{op: "crash"})
-		if cerr := i.s.comeBack(w.fs, "boot-1", events); cerr != nil {
-			return fmt.Errorf("after the error %v, a new process: %w", err, cerr)
-		}
-		return i.judge(w, from, err)
-	}
 	return nil
 }
 
+// release is what a host does that finds the disk held by itself, and no worker.
+func (i injected) release(w *world) error {
+	w.die()
+	w.fs.Heal()
+	w.fs.Begin(event{op: "crash"})
+	next, err := open(w.fs, i.s.typ, "boot-1")
+	if err != nil {
+		return err
+	}
+	defer next.die()
+	held, err := next.vols.Held(next.id())
+	if err != nil || held.Epoch == 0 {
+		if errors.Is(err, fault.NotFound) {
+			return nil
+		}
+		return err
+	}
+	return next.vols.Release(ctx, next.id(), held.Epoch, true)
+}
+
 func (i injected) judge(w *world, from int, before error) error {
+	if i.without != "" && w.fs.SyncSites()[i.without] == 0 {
+		return nil // it was not reached
+	}
 	for cut := range w.fs.CrashesFrom(from, 3, seed) {
 		if err := judged(i.s, cut, verify(cut, i.s.typ, "boot-2")); err != nil {
-			return fmt.Errorf("after the error %v: %w", before, err)
+			return fmt.Errorf("after the error %v%s: %w", before, i.then, err)
 		}
 	}
 	return nil
@@ -167,7 +230,7 @@ func (i injected) takeOver(w *world) error {
 	if err != nil {
 		return errors.Join(err, dir.Close())
 	}
-	next.disk = &attached{Chain: c, dir: dir, epoch: epoch, pending: pending}
+	next.disk = &attached{Chain: c, fs: left, dir: dir, epoch: epoch, pending: pending}
 	p := after(left.Events())
 	p.settle()
 	if err := next.checkSize(p); err != nil {
@@ -188,7 +251,11 @@ func TestEveryFailure(t *testing.T) {
 	var runs atomic.Int64
 	err = forEach(all, func(i injected) error {
 		runs.Add(1)
-		if err := i.run(nil); err != nil {
+		// The power fails after three of nine.
+		if e := (i.n + int(seed)) % 9; e < len(endings) {
+			i.then = endings[e]
+		}
+		if err := i.run(); err != nil {
 			return fmt.Errorf("%s: %w", i, err)
 		}
 		return nil

@@ -3,18 +3,21 @@ package crash
 import (
 	"fmt"
 	"slices"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
 const sector = 512
 
 // event is what the caller started or was promised; sim keeps it in its log.
 type event struct {
-	op     string // open, create, write, flush, expand, delete, crash
-	done   bool   // promised; else started
-	off, n int64  // write: bytes
-	stamp  byte   // write: value, 0 for a discard
-	size   int64  // expand, create: bytes
-	uuid   string // open and create, done: the identity of the datastore, of the disk
+	op     string   // open, create, attach, write, flush, grow, expand, delete, crash
+	done   bool     // promised; else started
+	off, n int64    // write: bytes
+	stamp  byte     // write: value, 0 for a discard
+	size   int64    // expand, create: bytes
+	uuid   string   // open and create, done: the identity of the datastore, of the disk
+	cid    vmdk.CID // attach: of the content before
 }
 
 func (e event) String() string {
@@ -53,10 +56,21 @@ type promise struct {
 	uuid    string
 	size    int64 // bytes, at least
 	growing int64 // bytes, a larger size that is possible too
+	grown   int64 // bytes, capacity that the engine alone promised
 	cells   map[int64]*cell
+	known   content
 }
 
-func newPromise() *promise { return &promise{cells: map[int64]*cell{}} }
+// content is what a content ID stands for: the sectors whose values are certain.
+type content struct {
+	cid   vmdk.CID
+	cells map[int64]byte
+	since map[int64]bool // sectors written to since
+}
+
+func newPromise() *promise {
+	return &promise{cells: map[int64]*cell{}, known: content{since: map[int64]bool{}}}
+}
 
 // after is the promise that the events make.
 func after(events []any) *promise {
@@ -73,6 +87,10 @@ func (p *promise) add(e event) {
 		p.store = e.uuid
 	case "create":
 		p.create(e)
+	case "attach":
+		p.know(e.cid)
+	case "grow":
+		p.grown = e.size
 	case "write":
 		for s := e.off / sector; s < (e.off+e.n)/sector; s++ {
 			c := p.cell(s)
@@ -80,6 +98,7 @@ func (p *promise) add(e event) {
 				c.acked = len(c.values) - 1
 			} else {
 				c.values = append(c.values, e.stamp)
+				p.known.since[s] = true
 			}
 		}
 	case "flush":
@@ -101,7 +120,9 @@ func (p *promise) add(e event) {
 		}
 	case "delete":
 		if e.done {
-			*p = promise{store: p.store, cells: map[int64]*cell{}}
+			store := p.store
+			*p = *newPromise()
+			p.store = store
 		} else if p.disk == present {
 			p.disk = maybe
 		}
@@ -127,6 +148,24 @@ func (p *promise) cell(s int64) *cell {
 	}
 	return c
 }
+
+// know remembers the content that stands under cid from now on.
+func (p *promise) know(cid vmdk.CID) {
+	p.known = content{cid: cid, cells: map[int64]byte{}, since: map[int64]bool{}}
+	for s, c := range p.cells {
+		if c.durable == len(c.values)-1 {
+			p.known.cells[s] = c.values[c.durable]
+		} else {
+			p.known.cells[s] = unsure
+		}
+	}
+}
+
+// unsure stands for a sector of which a crash decided the value; no stamp is as large.
+const unsure = 255
+
+// before is what sector s read under the known content ID.
+func (c *content) before(s int64) byte { return c.cells[s] }
 
 // allows tells whether a sector may read as stamp.
 func (p *promise) allows(s int64, stamp byte) bool {

@@ -122,9 +122,11 @@ func caught(site string, trials []trial, broken []injected) string {
 	}
 	failures := func() string {
 		for i, in := range broken {
-			in.thorough = true
-			if in.run(func(fs *sim.FS) { fs.DropSync(site) }) != nil {
-				return fmt.Sprintf("caught by failure %d of %d: %s", i+1, len(broken), in)
+			in.without = site
+			for _, in.then = range endings {
+				if in.run() != nil {
+					return fmt.Sprintf("caught by failure %d of %d: %s", i+1, len(broken), in)
+				}
 			}
 		}
 		return ""

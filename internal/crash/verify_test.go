@@ -15,11 +15,16 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
 // verify starts a host on what a crash left and judges it by the events before.
 func verify(cut *sim.FS, typ host.DiskType, boot string) error {
 	p := after(cut.Events())
+	if err := p.checkLinks(&world{fs: cut, typ: typ}); err != nil {
+		return err
+	}
 	w, err := open(cut, typ, boot)
 	if err != nil {
 		return fmt.Errorf("open the datastore: %w", err)
@@ -72,6 +77,51 @@ func checkVisible(cut *sim.FS, typ host.DiskType) error {
 		return fmt.Errorf("a descriptor is visible before its extents: %w", err)
 	}
 	return l.Close()
+}
+
+// checkLinks judges what is there before anything looks after it: what somebody finds who copies the directory away.
+func (p *promise) checkLinks(w *world) error {
+	d, err := w.directory()
+	if err != nil {
+		return nil // verify says whether it may be missing
+	}
+	defer d.Close()
+	l, err := vmdk.Open(d, "disk.vmdk", vmdk.Options{})
+	if err != nil {
+		return nil
+	}
+	defer l.Close()
+	if c := l.Info().Capacity; c < p.grown {
+		return fmt.Errorf("the descriptor says %d bytes; it had grown to %d", c, p.grown)
+	}
+	return p.checkKnown(d, l.Info().CID)
+}
+
+// checkKnown: while the content ID is still the one from before the attach, so is the content (I3): who compares content
+// IDs, a child or a backup, must not miss a change.
+func (p *promise) checkKnown(d fsx.Dir, cid vmdk.CID) (err error) {
+	if cid != p.known.cid || len(p.known.since) == 0 {
+		return nil
+	}
+	c, err := chain.Open(d, []chain.Ref{{Name: "disk.vmdk"}}, chain.Options{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	b := make([]byte, sector)
+	for s := range p.known.since {
+		want := p.known.before(s)
+		if want == unsure {
+			continue
+		}
+		if _, err := c.ReadAt(b, s*sector); err != nil && err != io.EOF {
+			return err
+		}
+		if b[0] != want {
+			return fmt.Errorf("I3: sector %d reads %d, under the content ID %v it read %d", s, b[0], p.known.cid, want)
+		}
+	}
+	return nil
 }
 
 // checkNames: at most one volume, and it is the one its name says (I4).
@@ -181,7 +231,7 @@ func (w *world) checkReleased() error {
 	if !m.Released {
 		return nil
 	}
-	links, err := engine().Inspect(ctx, vol.Dir(), m.Links)
+	links, err := volume.VMDK{}.Inspect(ctx, vol.Dir(), m.Links)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type world struct {
 // attached is the disk, open.
 type attached struct {
 	*chain.Chain
+	fs      *sim.FS
 	dir     fsx.Dir
 	epoch   int64
 	pending chain.Pending
@@ -84,7 +85,7 @@ func (w *world) reopen() error {
 func (w *world) use(store *datastore.Datastore, boot string) {
 	w.store = store
 	w.vols = volume.New(volume.Config{
-		Store: store, Name: "ds", Host: lease.Identity{Host: "node-1", BootID: boot}, Engine: engine(),
+		Store: store, Name: "ds", Host: lease.Identity{Host: "node-1", BootID: boot}, Engine: engine{fs: w.fs},
 	})
 }
 
@@ -116,13 +117,26 @@ func (w *world) attach() (*attached, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := w.noteContent(dir); err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
 	pending := &chain.MemoryPending{}
 	c, err := chain.Open(dir, volume.Refs(o.Links), chain.Options{Direct: true, Pending: pending, Format: vmdk.Thin, Locks: true})
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
-	w.disk = &attached{Chain: c, dir: dir, epoch: o.Epoch, pending: pending}
+	w.disk = &attached{Chain: c, fs: w.fs, dir: dir, epoch: o.Epoch, pending: pending}
 	return w.disk, nil
+}
+
+// noteContent notes the content ID under which the content now on disk is known.
+func (w *world) noteContent(dir fsx.Dir) error {
+	l, err := vmdk.Open(dir, "disk.vmdk", vmdk.Options{})
+	if err != nil {
+		return err
+	}
+	w.fs.Begin(event{op: "attach", cid: l.Info().CID})
+	return l.Close()
 }
 
 // directory is the volume's directory, opened by name: sim hands no descriptors over.

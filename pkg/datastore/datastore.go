@@ -188,16 +188,13 @@ func (s *Datastore) IDs() ([]string, error) {
 // Discard removes the volume with all its files. The caller holds v's Lock and has committed that the volume is being
 // deleted, or knows that it has no manifest. Steps:
 //
-//  1. rename the directory away, make that durable   a crash before leaves the volume as it was
-//  2. remove the files, then the directory           a crash leaves a remainder that Sweep removes
+//  1. rename the directory away                      a crash leaves the volume as it was
+//  2. make that durable, remove the files, then the directory: SweepDeleted   a crash leaves a remainder that Sweep removes
 //
 // The rename is one step, so that no retry and no new volume of the same id ever meets half of this one.
 func (s *Datastore) Discard(v *Volume) error {
 	dead := deadPrefix + v.id + "-" + randomHex(4)
 	if err := s.volumes.Rename(v.id, dead); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := s.volumes.Sync(); err != nil {
 		return err
 	}
 	return s.SweepDeleted(v.id)

@@ -21,6 +21,13 @@ func (s *FS) FailAfter(n int, err error) { s.addFail(failRule{n: n, err: err, af
 // dead from there on, while the machine lives.
 func (s *FS) FailFrom(n int, err error) { s.addFail(failRule{n: n, err: err, always: true}) }
 
+// Failed is the position in the log at which the first operation was made to fail, 0 if none was.
+func (s *FS) Failed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
 // Heal forgets all failure rules.
 func (s *FS) Heal() {
 	s.mu.Lock()
@@ -41,6 +48,9 @@ func (s *FS) step() (err error, late bool) {
 	s.ops++
 	for _, r := range s.fails {
 		if n == r.n || r.always && n >= r.n {
+			if s.failed == 0 {
+				s.failed = len(s.log)
+			}
 			return r.err, r.after
 		}
 	}

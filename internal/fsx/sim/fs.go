@@ -99,6 +99,7 @@ type FS struct {
 	sites     map[string]int
 	dropped   map[string]bool
 	fails     []failRule
+	failed    int // position of the first injected failure
 	locks     map[uint64]map[*file]fsx.LockMode
 
 	cut    string // what Crashes did to make this one
