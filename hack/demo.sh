@@ -30,7 +30,7 @@ pod_writes() { # POD COUNT: it has written that many lines
 # worker_pid NODE DISK: the worker's pid as the node sees it, found by its own arguments in /proc (and not by ours).
 worker_pid() {
   docker exec "$1" sh -c 'w=di; for p in /proc/[0-9]*; do
-    c=$(tr "\0" " " <$p/cmdline 2>/dev/null) || continue
+    c=$(cat $p/cmdline 2>/dev/null | tr "\0" " ") || continue
     case $c in *" ${w}sk "*" $1 "*) echo ${p#/proc/};; esac
   done' sh "$2" | head -1
 }
@@ -42,7 +42,8 @@ set_up() {
   need_go
   "$HACK_DIR/tools/build.sh" kind k8s runtime etcd helm sidecars
   "$HACK_DIR/build.sh"
-  "$HACK_DIR/kind/up.sh"
+  mapfile -t images < <("$HACK_DIR/images.sh")
+  "$HACK_DIR/kind/up.sh" "${images[@]}"
   eval "$("$HACK_DIR/kind/env.sh" --print)"
   export PATH=$REPO_DIR/bin:$PATH
   "$HACK_DIR/install.sh" --values "$HACK_DIR/kind/values.yaml"
@@ -94,9 +95,8 @@ move_claim() {
 }
 
 what_next() {
-  say "The cluster is up. Three things to try:"
+  say "The cluster is up. Three things to try, after: . hack/kind/env.sh"
   cat <<X
-    . hack/kind/env.sh                                          # kubectl, helm and docker of this cluster
     kubectl patch pvc demo -p '{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}' && kubectl get virtualdisks -w
     kubectl delete pod reader; bin/vmdkctl check $files/disk.vmdk
     kubectl apply -f examples/raw-block.yaml                    # a pod with the disk as a block device

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Removes the kind cluster, and the private engine if it was the last one in it.
 #
-#   hack/kind/down.sh [--wipe]         --wipe: also the engine's images, and the files of all nodes and of the shared directory
+#   hack/kind/down.sh [--wipe]         --wipe: also the files of its nodes and of the shared directory, and with the last cluster the engine's images
 set -euo pipefail
 # shellcheck source=hack/kind/settings.sh
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -33,20 +33,24 @@ main() {
     timed "cluster" timeout 90 kind delete cluster -q --name "$CLUSTER" || warn "kind could not remove $CLUSTER"
     others=$(other_clusters) || true
   fi
-  if [ "$sort" = private ] && { [ -z "$others" ] || [ -n "$wipe" ]; }; then timed "engine" engine_stop; fi
+  if [ "$sort" = private ] && [ -z "$others" ]; then timed "engine" engine_stop; fi
   release_loops
   rm -f "$STATE_DIR/$CLUSTER".{key,yaml,kubeconfig}
-  if [ -n "$wipe" ]; then wipe_state; fi
+  if [ -n "$wipe" ]; then wipe_state "$others"; fi
   step "down"
 }
 
-# One file system only: what is still mounted below belongs to somebody else.
+# wipe_state OTHERS: one file system only: what is still mounted below belongs to somebody else. Nor does it take the engine
+# from other clusters.
 wipe_state() {
   local dir
-  rm -rf --one-file-system "$ENGINE_DIR" "$STATE_DIR/logs" "$MACHINE_FILE"
+  rm -rf "$STATE_DIR/logs"
+  if [ -z "$1" ]; then rm -rf --one-file-system "$ENGINE_DIR" "$MACHINE_FILE"; fi
   for dir in "$SHARED_DIR" "$STATE_DIR"/"$CLUSTER"-*; do
-    if [ -d "$dir" ]; then find "$dir" -xdev -mindepth 1 -delete; fi
+    if [ -d "$dir" ]; then rm -rf --one-file-system "$dir"; fi
   done
+  # The lock is the last thing; who waits for it finds a new one or makes it.
+  if [ "$(ls -A "$STATE_DIR")" = lock ]; then rm -rf "$STATE_DIR"; fi
 }
 
 { main "$@"; exit; } # in one piece: the file may be edited while it runs

@@ -1,14 +1,38 @@
 #!/usr/bin/env bash
-# Loads images (docker-archives) into all nodes of the cluster.
+# Loads images (docker-archives) into the worker nodes of the cluster, into all at a time.
 #
 #   hack/kind/load.sh IMAGE.tar...
+# shellcheck disable=SC2317 # functions called through "timed"
 set -euo pipefail
 # shellcheck source=hack/kind/settings.sh
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+# load NODE TAR...: waits for containerd, which a node that is just starting does not have yet.
+load() {
+  local node=$1 tar have name log
+  log=$(mktemp)
+  shift
+  wait_for 120 docker exec "$node" ctr version || die "node $node has no containerd"
+  have=$(docker exec "$node" ctr --namespace k8s.io images ls -q 2>/dev/null)
+  for tar; do
+    name=$(tar -xOf "$tar" manifest.json | jq -r '.[0].RepoTags[0]')
+    if grep -qxF "$name" <<<"$have"; then continue; fi
+    docker exec -i "$node" ctr --namespace k8s.io images import --all-platforms --digests --snapshotter overlayfs - <"$tar" >/dev/null 2>"$log" ||
+      die "node $node: $(basename "$tar"): $(cat "$log")"
+  done
+  rm -f "$log"
+}
+
+load_all() {
+  local node pids=()
+  for node in $(node_names); do
+    if [ "$node" = "$CLUSTER-control-plane" ] && [ "$WORKERS" -gt 0 ]; then continue; fi
+    load "$node" "$@" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || die "an image could not be loaded"; done
+}
+
 [ $# -gt 0 ] || die "usage: $0 IMAGE.tar..."
 use_machine "$(recorded_machine)"
-for tar; do
-  names=$(tar -xOf "$tar" manifest.json | jq -r '.[].RepoTags[]' | paste -sd' ')
-  timed "$names" kind load image-archive -q --name "$CLUSTER" "$tar"
-done
+timed "$(for tar; do basename "$tar" .tar; done | paste -sd' ')" load_all "$@"

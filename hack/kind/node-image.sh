@@ -2,13 +2,13 @@
 # `kind build node-image` put together, from a Debian root file system, kind's own files (its Go module) and static programs.
 # shellcheck shell=bash
 
-NODE_IMAGE_GROUPS=(etcd k8s kind runtime)
+NODE_IMAGE_GROUPS=(etcd k8s kind runtime sidecars)
 
 node_image_path() {
   local g inputs=()
   for g in "${NODE_IMAGE_GROUPS[@]}"; do inputs+=("=$("$HACK_DIR/tools/build.sh" --path "$g")"); done
   # Functions, not files: a changed comment must not cost everybody's cluster.
-  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" \
+  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" "$HACK_DIR/images/build.sh" \
     "=$(declare -f node_image_fill node_root node_control_plane_images node_import_images image_archive copy_programs)")"
 }
 node_image_name() { printf 'vmdk-csi/node:%s\n' "$(basename "$(node_image_path)" | sed 's/^node-image-//')"; }
@@ -34,6 +34,8 @@ node_image_fill() {
   for g in "${NODE_IMAGE_GROUPS[@]}"; do cp -as "$("$HACK_DIR/tools/build.sh" --path "$g")"/. "$work/bin/"; done
   timed "root file system" node_root "$work/root" "$work/bin"
   timed "control plane images" node_control_plane_images "$work"
+  # What every cluster here runs beside the control plane: loading it into each node later costs more than half of its start.
+  "$HACK_DIR/images/build.sh" busybox csi-sidecars | xargs -I{} ln -s {} "$work/images/"
   timed "images into containerd's store" node_import_images "$work"
   timed "archive" image_archive "$out/node.tar" "$work/root" '{
     "Entrypoint": ["/kind/bin/vmdk-csi-entrypoint", "/usr/local/bin/entrypoint", "/sbin/init"],

@@ -2,7 +2,7 @@
 # Brings up the kind cluster (one control plane, WORKERS workers) on this machine, whatever sort it is; README.md tells which
 # there are. A running cluster made of the same things is kept. Afterwards: . hack/kind/env.sh
 #
-#   hack/kind/up.sh [--no-images]      --no-images: do not load the busybox and sidecar images
+#   hack/kind/up.sh [IMAGE.tar...]     images to load into the workers while the cluster starts
 # shellcheck disable=SC2317 # functions called through "timed"
 set -euo pipefail
 # shellcheck source=hack/kind/settings.sh
@@ -75,31 +75,29 @@ nodes_ready() { # all of them, and as many as there should be
     grep -c True)" = $((WORKERS + 1)) ]
 }
 
-# cluster_create KEY CONFIG IMAGE
-cluster_create() {
-  local key=$1 config=$2 image=$3 node
-  # What a half-failed run left; kind finds its containers by label.
+# remove_old removes what a half-failed run left; kind finds its containers by label.
+remove_old() {
   if [ -n "$(docker ps -aq --filter "label=io.x-k8s.kind.cluster=$CLUSTER")" ]; then
     timed "removing the old cluster" kind delete cluster -q --name "$CLUSTER"
     release_loops
   fi
   rm -f "$STATE_DIR/$CLUSTER.key"
+}
+
+# cluster_create KEY CONFIG IMAGE
+cluster_create() {
+  local key=$1 config=$2 image=$3 node
   for node in $(node_names); do mkdir -p "$STATE_DIR/$node"; done
-  if ! kind create cluster --config "$config" --image "$image" --retain --wait 180s >&2; then
+  if ! kind create cluster --config "$config" --image "$image" --retain >&2; then
     kind export logs -q --name "$CLUSTER" "$STATE_DIR/logs" || true
     die "the cluster did not come up; its logs: $STATE_DIR/logs; the next up.sh begins anew"
   fi
-  wait_for 120 nodes_ready || { kubectl get nodes >&2; die "not every node became Ready"; }
+  wait_for 180 nodes_ready || { kubectl get nodes >&2; die "not every node became Ready"; }
   echo "$key" >"$STATE_DIR/$CLUSTER.key"
 }
 
 main() {
-  local sort image config key start=$SECONDS images=1
-  case ${1:-} in
-    --no-images) images= ;;
-    '') ;;
-    *) die "usage: $0 [--no-images]" ;;
-  esac
+  local sort image config key loading start=$SECONDS
   need_root
   mkdir -p "$STATE_DIR" "$SHARED_DIR"
   exec 7>"$STATE_DIR/lock"
@@ -125,23 +123,20 @@ main() {
   if [ "$(cat "$STATE_DIR/$CLUSTER.key" 2>/dev/null)" = "$key" ] && nodes_ready; then
     info "cluster $CLUSTER is already running"
   else
+    remove_old
+    loading=
+    if [ $# -gt 0 ]; then
+      "$KIND_DIR/load.sh" "$@" 7>&- &
+      loading=$!
+    fi
     timed "cluster" cluster_create "$key" "$config" "$image" 7>&-
+    if [ -n "$loading" ]; then wait "$loading" || die "the images could not be loaded"; fi
+    set --
   fi
-  if [ -n "$images" ]; then
-    timed "images" load_images 7>&-
-  fi
+  if [ $# -gt 0 ]; then "$KIND_DIR/load.sh" "$@"; fi
   kubectl get nodes >&2
   step "up in $((SECONDS - start)) s; next: . hack/kind/env.sh"
   echo "KUBECONFIG=$KUBECONFIG_FILE"
-}
-
-load_images() {
-  local tars
-  # On a machine with a registry the nodes pull what they need.
-  if [ "$(recorded_machine)" = stock ]; then return 0; fi
-  "$HACK_DIR/images/build.sh" busybox csi-sidecars
-  mapfile -t tars < <("$HACK_DIR/images/build.sh" --path busybox csi-sidecars)
-  "$KIND_DIR/load.sh" "${tars[@]}"
 }
 
 { main "$@"; exit; } # in one piece: the file may be edited while it runs

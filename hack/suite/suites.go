@@ -30,7 +30,7 @@ func suites() []suite {
 		{name: "takeover", about: "kill -9 of worker, hostd and node plugin under verified load",
 			goTest: []string{"-timeout=20m", "./test/takeover/..."}, env: []string{"VMDK_CSI_TAKEOVER=full"}},
 		{name: "e2e", about: "real pods on a kind cluster: everything the demo shows, every access mode, faults",
-			goTest: []string{"-timeout=25m", "-tags=e2e", "./test/e2e/..."}},
+			goTest: []string{"-timeout=25m", "-parallel=4", "-tags=e2e", "./test/e2e/..."}},
 	}
 }
 

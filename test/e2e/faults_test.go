@@ -53,11 +53,12 @@ func (e *env) complete(podName string) {
 	}
 }
 
-// TestWorkerDies is the heart of the demo: kill -9 of the disk's worker under a pod that writes, on a flat and on a
+// workerDies is the heart of the demo: kill -9 of the disk's worker under a pod that writes, on a flat and on a
 // sparse disk.
-func TestWorkerDies(t *testing.T) {
+func workerDies(t *testing.T) {
 	for _, class := range []string{"e2e-xfs", "e2e-sparse"} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			e := newEnv(t)
 			e.claim(claim{Name: "c", Class: class})
 			e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
@@ -80,8 +81,8 @@ func TestWorkerDies(t *testing.T) {
 	}
 }
 
-// TestRestarts restarts every component under a pod that writes; then the claim is moved, which needs them all.
-func TestRestarts(t *testing.T) {
+// restarts restarts every component under a pod that writes; then the claim is moved, which needs them all.
+func restarts(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-sparse"})
 	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
@@ -121,7 +122,7 @@ func TestRestarts(t *testing.T) {
 	e.detached(d.Metadata.Name)
 }
 
-func TestAPIServerRestart(t *testing.T) {
+func apiServerRestart(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-xfs"})
 	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
@@ -140,8 +141,8 @@ func TestAPIServerRestart(t *testing.T) {
 	}
 }
 
-// TestBadParameters: what a user did wrong stands on the claim, in words.
-func TestBadParameters(t *testing.T) {
+// badParameters: what a user did wrong stands on the claim, in words.
+func badParameters(t *testing.T) {
 	for _, tc := range []struct {
 		name, class, size string
 		want              []string
@@ -151,6 +152,7 @@ func TestBadParameters(t *testing.T) {
 		{"too-large", "e2e-shared", "90Ti", []string{"ProvisioningFailed", "62"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			e := newEnv(t)
 			e.claim(claim{Name: "c", Class: tc.class, Size: tc.size})
 			e.eventually("PersistentVolumeClaim", "c", tc.want...)
@@ -158,8 +160,8 @@ func TestBadParameters(t *testing.T) {
 	}
 }
 
-// TestFullDatastore: a thick disk that does not fit leaves nothing behind, and says so on the claim.
-func TestFullDatastore(t *testing.T) {
+// fullDatastore: a thick disk that does not fit leaves nothing behind, and says so on the claim.
+func fullDatastore(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-small", Size: "512Mi"})
 	e.pod(pod{Name: "p", Claim: "c"})
@@ -172,8 +174,8 @@ func TestFullDatastore(t *testing.T) {
 	e.in("delete", "pvc", "c", "--wait")
 }
 
-// TestDamagedManifest: a disk whose manifest is damaged is not attached, and its object says what is wrong.
-func TestDamagedManifest(t *testing.T) {
+// damagedManifest: a disk whose manifest is damaged is not attached, and its object says what is wrong.
+func damagedManifest(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-shared"})
 	e.runPod(pod{Name: "w", Claim: "c", Script: "echo x >/data/f"})
@@ -200,8 +202,8 @@ func TestDamagedManifest(t *testing.T) {
 	}
 }
 
-// TestWrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.
-func TestWrongFileSystem(t *testing.T) {
+// wrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.
+func wrongFileSystem(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-ext4"})
 	e.runPod(pod{Name: "w", Claim: "c", Script: "echo precious >/data/f"})
@@ -235,8 +237,8 @@ func TestWrongFileSystem(t *testing.T) {
 	}
 }
 
-// TestPodDeletedWhileStaging: pods that come and go faster than a disk is staged leave nothing behind.
-func TestPodDeletedWhileStaging(t *testing.T) {
+// podDeletedWhileStaging: pods that come and go faster than a disk is staged leave nothing behind.
+func podDeletedWhileStaging(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-xfs"})
 	for i := range 4 {
@@ -250,36 +252,4 @@ func TestPodDeletedWhileStaging(t *testing.T) {
 		t.Errorf("the last pod: %q", out)
 	}
 	e.detached(e.diskOf("c").Metadata.Name)
-}
-
-// TestZNothingLeft runs last: no object, file or loop device of the tests above is left.
-func TestZNothingLeft(t *testing.T) {
-	e := newEnv(t)
-	e.wait(goneTimeout, "every VirtualDisk is gone", func() (string, bool) {
-		out := e.kubectl("get", "virtualdisks", "-o", "name")
-		return out, out == ""
-	})
-	roots := []string{sharedDir()}
-	for _, w := range e.workers() {
-		roots = append(roots, filepath.Join(stateDir(), w))
-	}
-	for _, r := range roots {
-		for _, dir := range []string{"volumes", "names"} {
-			left, err := os.ReadDir(filepath.Join(r, dir))
-			if err != nil && !os.IsNotExist(err) {
-				t.Error(err)
-			}
-			for _, f := range left {
-				t.Errorf("left behind: %s", filepath.Join(r, dir, f.Name()))
-			}
-		}
-	}
-	for _, w := range e.workers() {
-		if out := e.host("docker", "exec", w, "sh", "-c", "grep -l vd- /sys/block/loop*/loop/backing_file 2>/dev/null || true"); out != "" {
-			t.Errorf("loop devices on %s: %s", w, out)
-		}
-		if out := e.host("docker", "exec", w, "sh", "-c", "grep csi.vmdk-csi.io/ /proc/mounts || true"); out != "" {
-			t.Errorf("mounts on %s: %s", w, out)
-		}
-	}
 }

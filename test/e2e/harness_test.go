@@ -243,6 +243,7 @@ type disk struct {
 	Metadata struct{ Name string }
 	Spec     struct {
 		Datastore, Host string
+		Claims          []struct{ Node string }
 	}
 	Status struct {
 		Phase       string
@@ -276,12 +277,12 @@ func (e *env) disk(id string) disk {
 	return d
 }
 
-// detached waits until no host has the disk.
+// detached waits until no host has the disk and none is to have it.
 func (e *env) detached(id string) {
 	e.t.Helper()
 	e.wait(goneTimeout, "disk "+id+" is detached", func() (string, bool) {
 		d := e.disk(id)
-		return fmt.Sprint(d.Status.Attachments), len(d.Status.Attachments) == 0
+		return fmt.Sprint(d.Status.Attachments, d.Spec.Claims), len(d.Status.Attachments)+len(d.Spec.Claims) == 0
 	})
 }
 

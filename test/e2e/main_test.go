@@ -60,7 +60,11 @@ func run(m *testing.M) int {
 }
 
 func setup() error {
-	if err := script("hack/kind/up.sh"); err != nil {
+	images, err := exec.Command(filepath.Join(repo(), "hack/images.sh")).Output()
+	if err != nil {
+		return fmt.Errorf("hack/images.sh: %w", err)
+	}
+	if err := script("hack/kind/up.sh", strings.Fields(string(images))...); err != nil {
 		return err
 	}
 	if err := readEnvironment(); err != nil {

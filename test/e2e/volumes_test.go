@@ -20,9 +20,9 @@ func writeAndSum(mib int) string {
 
 const readSum = "sha256sum </data/blob | cut -d' ' -f1"
 
-// TestFileSystems writes in one pod, reads in a second, and reads the file once more out of what qemu-img makes of the
+// fileSystems writes in one pod, reads in a second, and reads the file once more out of what qemu-img makes of the
 // detached disk.
-func TestFileSystems(t *testing.T) {
+func fileSystems(t *testing.T) {
 	for _, tc := range []struct {
 		class, fstype string
 		offset        int64 // of the file system on the disk, bytes
@@ -35,6 +35,7 @@ func TestFileSystems(t *testing.T) {
 		{"e2e-gpt", "xfs", 1 << 20, "monolithicFlat"},
 	} {
 		t.Run(tc.class, func(t *testing.T) {
+			t.Parallel()
 			e := newEnv(t)
 			e.claim(claim{Name: "c", Class: tc.class, Size: "320Mi"})
 			want := strings.TrimSpace(e.runPod(pod{Name: "writer", Claim: "c", Script: writeAndSum(16)}))
@@ -70,7 +71,7 @@ func (e *env) sumInImage(raw, fstype string, offset int64, name string) string {
 	return strings.Fields(out)[0]
 }
 
-func TestRawBlock(t *testing.T) {
+func rawBlock(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-sparse", Size: "64Mi", Block: true})
 	e.runPod(pod{Name: "writer", Claim: "c", Block: true, Script: "dd if=/dev/urandom of=/tmp/b bs=1M count=8 2>/dev/null; dd if=/tmp/b of=/dev/disk bs=1M seek=3 conv=fsync,notrunc 2>/dev/null"})
@@ -90,7 +91,7 @@ func TestRawBlock(t *testing.T) {
 	}
 }
 
-func TestTwoPodsOneNode(t *testing.T) {
+func twoPodsOneNode(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-xfs"})
 	e.pod(pod{Name: "a", Claim: "c"})
@@ -107,7 +108,7 @@ func TestTwoPodsOneNode(t *testing.T) {
 	}
 }
 
-func TestReadWriteOncePod(t *testing.T) {
+func readWriteOncePod(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-xfs", Mode: "ReadWriteOncePod"})
 	e.pod(pod{Name: "a", Claim: "c"})
@@ -118,7 +119,7 @@ func TestReadWriteOncePod(t *testing.T) {
 	e.running("b")
 }
 
-func TestReadOnlyPublishAndFSGroup(t *testing.T) {
+func readOnlyPublishAndFSGroup(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-ext4"})
 	out := e.runPod(pod{Name: "writer", Claim: "c", FSGroup: 2345, User: 1234,
@@ -126,14 +127,14 @@ func TestReadOnlyPublishAndFSGroup(t *testing.T) {
 	if got := strings.Fields(out); len(got) != 2 || got[0] != "1234:2345" || got[1] != "2345" {
 		t.Errorf("fsGroup: got %q", out)
 	}
-	out = e.runPod(pod{Name: "reader", Claim: "c", ReadOnly: true, Script: "cat /data/f; if echo y >/data/f 2>/dev/null; then echo WRITABLE; fi"})
+	out = e.runPod(pod{Name: "reader", Claim: "c", ReadOnly: true, Script: "cat /data/f; if (echo y >/data/f) 2>/dev/null; then echo WRITABLE; fi"})
 	if strings.TrimSpace(out) != "x" {
 		t.Errorf("read-only publish: %q", out)
 	}
 }
 
-// TestReadOnlyMany reads one detached content on both workers at once.
-func TestReadOnlyMany(t *testing.T) {
+// readOnlyMany reads one detached content on both workers at once.
+func readOnlyMany(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-shared"})
 	want := e.runPod(pod{Name: "writer", Claim: "c", Script: writeAndSum(4)})
@@ -172,8 +173,8 @@ spec:
 	e.detached(d.Metadata.Name)
 }
 
-// TestSharedMove moves a claim between the workers: the second attach waits for the clean release of the first.
-func TestSharedMove(t *testing.T) {
+// sharedMove moves a claim between the workers: the second attach waits for the clean release of the first.
+func sharedMove(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-shared"})
 	w := e.workers()
@@ -202,9 +203,10 @@ func TestSharedMove(t *testing.T) {
 	}
 }
 
-func TestOnlineGrowth(t *testing.T) {
+func onlineGrowth(t *testing.T) {
 	for _, class := range []string{"e2e-xfs", "e2e-sparse", "e2e-gpt", "e2e-ext4"} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			if class == "e2e-ext4" && !haveSysResource(t) {
 				t.Skip("online resize2fs needs CAP_SYS_RESOURCE (EXT4_IOC_RESIZE_FS), which root lacks on this machine")
 			}

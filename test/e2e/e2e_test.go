@@ -1,0 +1,76 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestPods is everything that pods do beside each other; most of it is waiting, so `go test -parallel` says how many at a
+// time.
+func TestPods(t *testing.T) {
+	for name, test := range map[string]func(*testing.T){
+		"WorkerDies":                workerDies,
+		"BadParameters":             badParameters,
+		"FullDatastore":             fullDatastore,
+		"DamagedManifest":           damagedManifest,
+		"WrongFileSystem":           wrongFileSystem,
+		"PodDeletedWhileStaging":    podDeletedWhileStaging,
+		"FileSystems":               fileSystems,
+		"RawBlock":                  rawBlock,
+		"TwoPodsOneNode":            twoPodsOneNode,
+		"ReadWriteOncePod":          readWriteOncePod,
+		"ReadOnlyPublishAndFSGroup": readOnlyPublishAndFSGroup,
+		"ReadOnlyMany":              readOnlyMany,
+		"SharedMove":                sharedMove,
+		"OnlineGrowth":              onlineGrowth,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t)
+		})
+	}
+}
+
+// TestRestarts is what every pod of the cluster would notice.
+func TestRestarts(t *testing.T) {
+	t.Run("Components", restarts)
+	t.Run("APIServer", apiServerRestart)
+}
+
+// TestZNothingLeft runs last.
+func TestZNothingLeft(t *testing.T) { nothingLeft(t) }
+
+// nothingLeft: no object, file, loop device or mount of the tests before is left.
+func nothingLeft(t *testing.T) {
+	e := newEnv(t)
+	e.wait(goneTimeout, "every VirtualDisk is gone", func() (string, bool) {
+		out := e.kubectl("get", "virtualdisks", "-o", "name")
+		return out, out == ""
+	})
+	roots := []string{sharedDir()}
+	for _, w := range e.workers() {
+		roots = append(roots, filepath.Join(stateDir(), w))
+	}
+	for _, r := range roots {
+		for _, dir := range []string{"volumes", "names"} {
+			left, err := os.ReadDir(filepath.Join(r, dir))
+			if err != nil && !os.IsNotExist(err) {
+				t.Error(err)
+			}
+			for _, f := range left {
+				t.Errorf("left behind: %s", filepath.Join(r, dir, f.Name()))
+			}
+		}
+	}
+	for _, w := range e.workers() {
+		if out := e.host("docker", "exec", w, "sh", "-c", "grep -l vd- /sys/block/loop*/loop/backing_file 2>/dev/null || true"); out != "" {
+			t.Errorf("loop devices on %s: %s", w, out)
+		}
+		if out := e.host("docker", "exec", w, "sh", "-c", "grep csi.vmdk-csi.io/ /proc/mounts || true"); out != "" {
+			t.Errorf("mounts on %s: %s", w, out)
+		}
+	}
+}
