@@ -59,7 +59,6 @@ var outside = map[string]outsideRule{
 		reason: "API types are shared by the floors that speak to Kubernetes",
 		users:  []string{"cmd", "internal/cli", "pkg/host/kube", "pkg/node", "pkg/driver"},
 	},
-	"internal/deps":   {reason: "holds requirements in go.mod, never built"},
 	"internal/floors": {reason: "this test"},
 	"internal/crash":  {reason: "crash enumeration, tests only"},
 	"internal/sim":    {reason: "simulators, for tests"},

@@ -187,6 +187,7 @@ func (h *Holder) keep(ctx context.Context, got []host.Held) {
 			if old.Attachment.Restarts < g.Attachment.Restarts {
 				h.recorder.Event(ctx, id, true, "WorkerRestarted",
 					"the disk's worker died; another one took the disk over and nothing acknowledged was lost")
+				h.recorder.Attached(ctx, g.Attachment) // with its new worker and count
 			}
 			h.forget(id)
 		}

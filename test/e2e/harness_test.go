@@ -345,12 +345,15 @@ func (e *env) workers() []string {
 // the node. It returns false when there is none.
 func (e *env) killWorker(node, id string) bool {
 	e.t.Helper()
-	out, err := exec.Command("docker", "exec", node, "sh", "-c", `w=di; for p in /proc/[0-9]*; do
-  c=$(tr '\0' ' ' <$p/cmdline 2>/dev/null) || continue
+	cmd := exec.Command("docker", "exec", node, "sh", "-c", `w=di; for p in /proc/[0-9]*; do
+  c=$(cat $p/cmdline 2>/dev/null | tr '\0' ' ') || continue
   case $c in *" ${w}sk "*" $1 "*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
-done`, "sh", id).CombinedOutput()
+done`, "sh", id)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		e.t.Fatalf("kill worker on %s: %v\n%s", node, err, out)
+		e.t.Fatalf("kill worker on %s: %v\n%s", node, err, stderr.String())
 	}
 	return strings.TrimSpace(string(out)) != ""
 }

@@ -184,7 +184,7 @@ func sharedMove(t *testing.T) {
 	e.wait(podTimeout, "a has written", func() (string, bool) { want = e.in("logs", "a"); return want, len(want) >= 64 })
 	d := e.diskOf("c")
 	e.pod(pod{Name: "b", Claim: "c", Node: w[1], Script: readSum})
-	e.eventually("Pod", "b", "Multi-Attach")
+	e.eventually("Pod", "b", "FailedAttachVolume", "used by pod(s) a")
 	if got := e.in("get", "pod", "b", "-o", "jsonpath={.status.phase}"); got != "Pending" {
 		t.Errorf("b is %s while a has the disk", got)
 	}
@@ -217,6 +217,12 @@ func onlineGrowth(t *testing.T) {
 			want := e.exec("p", writeAndSum(8))
 			before, _ := strconv.Atoi(e.exec("p", "df -k /data | tail -1 | awk '{print $2}'"))
 			e.in("patch", "pvc", "c", "-p", `{"spec":{"resources":{"requests":{"storage":"640Mi"}}}}`)
+			e.wait(podTimeout, "the disk has grown", func() (string, bool) {
+				got := e.in("get", "pvc", "c", "-o", "jsonpath={.status.conditions[*].type}{.status.capacity.storage}")
+				return got, strings.Contains(got, "FileSystemResizePending") || strings.Contains(got, "640Mi")
+			})
+			// The kubelet looks at a pod when something about it changes, else once a minute.
+			e.in("annotate", "pod", "p", "looked-at=now")
 			e.wait(podTimeout, "the pod sees the new size", func() (string, bool) {
 				after, _ := strconv.Atoi(e.exec("p", "df -k /data | tail -1 | awk '{print $2}'"))
 				return fmt.Sprintf("%d KiB, was %d", after, before), after > before+250*1024

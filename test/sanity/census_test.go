@@ -65,7 +65,7 @@ func loopsOf(output string) []string {
 		backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		for _, p := range backing {
 			b, err := os.ReadFile(p)
-			id := strings.TrimPrefix(strings.TrimSpace(string(b)), "/")
+			id, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(string(b)), "/"), "@")
 			if err == nil && host.ValidDiskID(id) && strings.Contains(output, id) {
 				left = append(left, filepath.Base(filepath.Dir(filepath.Dir(p)))+" of disk "+id)
 			}

@@ -121,7 +121,7 @@ func startMemory(t *testing.T, dir string) endpoints {
 	}
 	hostd := &memoryHostd{Memory: mem, content: map[string]*block.Mem{}, served: map[string]*served{}}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	holder := node.NewHolder(hostd, csi.HasDevice, nil, log)
+	holder := node.NewHolder(hostd, csi.Devices{}.Has, nil, log)
 	service, err := node.New(node.Config{JournalDir: filepath.Join(dir, "journal"), LinkDir: filepath.Join(dir, "by-id"), Hostd: hostd,
 		Holder: holder, Devices: csi.Devices{}, Mounts: node.NewKernelMounts(), FileSystems: node.Tools{}, Partitions: node.Tables{}, Log: log})
 	if err != nil {

@@ -2,6 +2,8 @@ package csi
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 
@@ -14,9 +16,21 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker/table"
 )
 
-// Devices are loop devices over the file of a FUSE session, which is named by the disk's id: that name is how a device is
-// found again, whoever made it.
-type Devices struct{}
+// Devices are loop devices over the file of a FUSE session, which is named by the disk's id and the node: that name is how
+// a device is found again, whoever made it.
+type Devices struct {
+	// Node tells the devices of this node from those of another one of the same kernel: nodes in containers share its
+	// loop devices, and two of them may read one disk. May be empty.
+	Node string
+}
+
+func (v Devices) fileName(id string) string {
+	if v.Node == "" {
+		return id
+	}
+	sum := sha256.Sum256([]byte(v.Node))
+	return id + "@" + hex.EncodeToString(sum[:4])
+}
 
 type session struct {
 	fuse  *fuse.Session
@@ -24,8 +38,8 @@ type session struct {
 }
 
 // NewSession makes a FUSE session and the pending table beside it.
-func (Devices) NewSession(id string) (node.Session, error) {
-	f, err := fuse.NewSession(id)
+func (v Devices) NewSession(id string) (node.Session, error) {
+	f, err := fuse.NewSession(v.fileName(id))
 	if err != nil {
 		return nil, err
 	}
@@ -58,8 +72,8 @@ func (s *session) Export(ctx context.Context, o node.ExportOptions) (node.Device
 }
 
 // Find finds the one device over the file of the disk.
-func (Devices) Find(id string) (node.Device, bool, error) {
-	all, err := whole(id)
+func (v Devices) Find(id string) (node.Device, bool, error) {
+	all, err := v.whole(id)
 	if err != nil || len(all) == 0 {
 		return node.Device{}, false, err
 	}
@@ -76,17 +90,17 @@ func (Devices) Find(id string) (node.Device, bool, error) {
 		return node.Device{}, false, err
 	}
 	// While it was not held it could become another disk's.
-	if again, err := whole(id); err != nil || len(again) != 1 || again[0].Number != a.Number {
+	if again, err := v.whole(id); err != nil || len(again) != 1 || again[0].Number != a.Number {
 		return node.Device{}, false, errors.Join(err, d.Close())
 	}
 	return node.Device{Path: a.Path, ReadOnly: a.ReadOnly, AutoClear: a.AutoClear, Size: a.Size, Hold: d}, true, nil
 }
 
-func whole(id string) ([]loop.Attached, error) { return loop.FindByName(id) }
+func (v Devices) whole(id string) ([]loop.Attached, error) { return loop.FindByName(v.fileName(id)) }
 
-// HasDevice says whether disk id has a block device here, without opening it.
-func HasDevice(id string) (bool, error) {
-	all, err := whole(id)
+// Has says whether disk id has a block device here, without opening it.
+func (v Devices) Has(id string) (bool, error) {
+	all, err := v.whole(id)
 	return len(all) > 0, err
 }
 
@@ -106,8 +120,8 @@ func (Devices) Partition(d node.Device, start, length int64) (string, error) {
 
 // Release detaches every device of the disk; a device that somebody has open is detached with its last user, and until
 // then it is in use.
-func (Devices) Release(ctx context.Context, id string) error {
-	all, err := whole(id)
+func (v Devices) Release(ctx context.Context, id string) error {
+	all, err := v.whole(id)
 	if err != nil {
 		return err
 	}

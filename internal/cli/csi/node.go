@@ -100,10 +100,11 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 		agent = kube.NewAgent(kube.AgentParams{API: api, Node: o.Node, Hostd: hostd, Log: logger("agent")})
 		recorder = agent
 	}
-	holder := node.NewHolder(hostd, HasDevice, recorder, logger("holder"))
+	devices := Devices{Node: o.Node}
+	holder := node.NewHolder(hostd, devices.Has, recorder, logger("holder"))
 	defer holder.Close()
 	service, err := node.New(node.Config{JournalDir: filepath.Join(o.PluginDir, "volumes"), LinkDir: o.LinkDir, Hostd: hostd,
-		Holder: holder, Devices: Devices{}, Mounts: node.NewKernelMounts(), FileSystems: node.Tools{}, Partitions: node.Tables{},
+		Holder: holder, Devices: devices, Mounts: node.NewKernelMounts(), FileSystems: node.Tools{}, Partitions: node.Tables{},
 		Recorder: recorder, Log: logger("node")})
 	if err != nil {
 		return err

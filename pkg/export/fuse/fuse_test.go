@@ -298,3 +298,30 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// Nodes that share a kernel tell their devices apart by what follows the disk's id.
+func TestFileNameHasATag(t *testing.T) {
+	need(t)
+	for name, ok := range map[string]bool{"disk@node-2": true, "disk@": true, "disc@node-2": false, "dis@k": false} {
+		s, err := NewSession(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := serve(t, s, export.Params{Disk: newMemory(1 << 20)})
+		f, err := v.OpenDisk(within(t), os.O_RDONLY)
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if f != nil {
+			if f.Name() != "/"+name {
+				t.Errorf("the file is %s", f.Name())
+			}
+			_ = f.Close()
+		}
+		v.cancel(nil)
+		_ = v.wait(t) // says that it was asked to end
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

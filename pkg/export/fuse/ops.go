@@ -81,6 +81,7 @@ func (t *thread) control(op uint32, args []byte) (int, unix.Errno) {
 	switch op {
 	case opLookup:
 		name, _, _ := bytes.Cut(args, []byte{0})
+		name, _, _ = bytes.Cut(name, []byte{fileTag})
 		if node != rootNode || string(name) != t.s.p.Name {
 			return 0, unix.ENOENT
 		}

@@ -27,7 +27,11 @@ type Session struct {
 	mount *os.File // nil after CloseMount
 }
 
-// NewSession makes the file system whose one file is called name. The kernel's INIT waits in Dev for a server.
+// fileTag ends the disk's id in the file's name. What follows is the session's maker's: the server answers to all.
+const fileTag = '@'
+
+// NewSession makes the file system whose one file is called name: the disk's id, or id@tag with anything that tells the
+// maker's files from those of others (nodes that share a kernel, as in kind). The kernel's INIT waits in Dev for a server.
 // Needs CAP_SYS_ADMIN. Kinds: Invalid (name), Unsupported (kernel without FUSE), Denied.
 func NewSession(name string) (*Session, error) {
 	if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
