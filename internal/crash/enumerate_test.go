@@ -40,13 +40,21 @@ type sequence struct {
 
 func (s sequence) String() string { return string(s.typ) + " " + strings.Join(s.ops, ",") }
 
+// longest is how many operations a sequence has. A short run is for the race detector, which is ten times slower.
+func longest() int {
+	if testing.Short() {
+		return 2
+	}
+	return 3
+}
+
 // sequences are all of length 1 to 3, a detach after those that leave the disk attached, and the making of a datastore.
 func sequences() []sequence {
 	var out []sequence
 	for _, typ := range types {
 		out = append(out, sequence{typ: typ, ops: []string{"open"}}, sequence{typ: typ, ops: []string{"open", "create"}})
 		level := [][]string{{}}
-		for range 3 {
+		for range longest() {
 			var next [][]string
 			for _, head := range level {
 				for _, op := range operations {

@@ -248,6 +248,9 @@ func TestEveryFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if testing.Short() {
+		all = slices.DeleteFunc(all, func(i injected) bool { return (i.n+int(seed))%27 >= len(endings) })
+	}
 	var runs atomic.Int64
 	err = forEach(all, func(i injected) error {
 		runs.Add(1)
@@ -264,7 +267,7 @@ func TestEveryFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all) < 1000 && os.Getenv("CRASH_ONLY") == "" {
+	if len(all) < 1000 && os.Getenv("CRASH_ONLY") == "" && !testing.Short() {
 		t.Fatal("too few failures: the operations were not exercised")
 	}
 }

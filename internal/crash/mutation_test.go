@@ -91,7 +91,11 @@ func TestEverySyncIsNeeded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = forEach(slices.Sorted(maps.Keys(bySite)), func(site string) error {
+	sites := slices.Sorted(maps.Keys(bySite))
+	if testing.Short() {
+		sites = sites[:2]
+	}
+	err = forEach(sites, func(site string) error {
 		if how := caught(site, bySite[site], broken); how != "" {
 			t.Logf("%-34s %s", site, how)
 		} else {
