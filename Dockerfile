@@ -1,4 +1,4 @@
-# The project's three images: docker build --target controller|hostd|node .
+# The project's three images: docker build --target vmdk-csi-controller|vmdk-csi-node|vmdk-hostd .
 # Without a registry, hack/images/build.sh makes the same images from the same programs.
 
 ARG GO_VERSION=1.26
@@ -16,20 +16,25 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
     go build -buildvcs=false -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/ \
       ./cmd/vmdk-csi-controller ./cmd/vmdk-hostd ./cmd/vmdk-csi-node
 
-FROM scratch AS controller
+FROM scratch AS vmdk-csi-controller
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/vmdk-csi-controller /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/vmdk-csi-controller"]
 
-FROM scratch AS hostd
+FROM scratch AS vmdk-hostd
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/vmdk-hostd /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/vmdk-hostd"]
 
-# The node plug-in runs Debian's tools for partitions, ext4 and XFS; the list of what it calls is in hack/images/build.sh.
-FROM debian:bookworm-slim AS node
-RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates e2fsprogs fdisk mount util-linux xfsprogs \
- && rm -rf /var/lib/apt/lists/*
+# The node plug-in runs Debian's tools for partitions, ext4 and XFS: these, their libraries and nothing else.
+FROM debian:bookworm-slim AS tools
+RUN apt-get update && apt-get install -y --no-install-recommends e2fsprogs fdisk mount util-linux xfsprogs
+COPY hack/lib/image.sh hack/images/node-programs /build/
+RUN ["/bin/bash", "-euc", ". /build/image.sh; copy_programs / /out $(grep -v '^#' /build/node-programs) /usr/bin/dash; ln -s dash /out/usr/bin/sh"]
+
+FROM scratch AS vmdk-csi-node
+COPY --from=tools /out /
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/vmdk-csi-node /usr/local/bin/
+ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["/usr/local/bin/vmdk-csi-node"]

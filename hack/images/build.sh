@@ -32,13 +32,8 @@ declare -A SIDECARS=(
   [csi-provisioner]=v6.3.0 [csi-attacher]=v4.13.0 [csi-resizer]=v2.3.0 [csi-snapshotter]=v8.7.0 [snapshot-controller]=v8.7.0
 )
 
-# What vmdk-csi-node calls, and what a person wants who looks into its container.
-NODE_PROGRAMS=(
-  /usr/sbin/{mke2fs,e2fsck,resize2fs,tune2fs,dumpe2fs} /usr/sbin/{mkfs,fsck}.ext{2,3,4}
-  /usr/sbin/{mkfs.xfs,xfs_repair,xfs_db,fsck.xfs,xfs_growfs} /usr/sbin/xfs_io
-  /usr/sbin/{mkfs,fsck,blkid,blockdev,wipefs,losetup,fsfreeze,sfdisk} /usr/bin/partx
-  /usr/bin/{mount,umount,findmnt,lsblk,nsenter} /etc/mke2fs.conf
-)
+# What vmdk-csi-node calls, and what a person wants who looks into its container. The Dockerfile reads the same file.
+mapfile -t NODE_PROGRAMS < <(grep -v '^#' "$HACK_DIR/images/node-programs")
 
 # --- one function for each sort of image: make_SORT DIRECTORY NAME ------------------------------------------------------
 # Each is called by cache_fill and leaves DIRECTORY/NAME.tar.

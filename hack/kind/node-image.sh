@@ -8,7 +8,7 @@ node_image_path() {
   local g inputs=()
   for g in "${NODE_IMAGE_GROUPS[@]}"; do inputs+=("=$("$HACK_DIR/tools/build.sh" --path "$g")"); done
   # Functions, not files: a changed comment must not cost everybody's cluster.
-  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" "$HACK_DIR/images/build.sh" \
+  printf '%s\n' "$CACHE_DIR/node-image-$(hash_of "${inputs[@]}" "=$(rootfs_path)" "$KIND_DIR/node" "=$(grep -A1 '^declare -A SIDECARS' "$HACK_DIR/images/build.sh")" \
     "=$(declare -f node_image_fill node_root node_control_plane_images node_import_images image_archive copy_programs)")"
 }
 node_image_name() { printf 'vmdk-csi/node:%s\n' "$(basename "$(node_image_path)" | sed 's/^node-image-//')"; }
