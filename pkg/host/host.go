@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"time"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
 // Disks makes and unmakes disks. Every method may be repeated: a repeated request finds what the first one did.
@@ -211,6 +213,14 @@ type Attachment struct {
 	// Worker is the process that serves it and how often it was restarted since the attach.
 	WorkerPID int `json:"workerPID"`
 	Restarts  int `json:"restarts"`
+	// Trouble is the last failure of a request that the disk's user made, nil if there was none.
+	Trouble *Trouble `json:"trouble,omitempty"`
+}
+
+// Trouble is a failure that only the disk's user has seen so far: a full datastore, a failed read or sync.
+type Trouble struct {
+	At    time.Time    `json:"at"`
+	Fault *fault.Fault `json:"fault"`
 }
 
 // Slot is a place on a host's (emulated) SCSI bus.

@@ -31,9 +31,10 @@ type Holder struct {
 
 	mu      sync.Mutex // guards what follows
 	held    map[string]host.Held
-	busy    map[string]string // id -> attaching or detaching
-	reached time.Time         // when hostd answered last
-	lost    bool              // hostd did not answer
+	busy    map[string]string    // id -> attaching or detaching
+	reached time.Time            // when hostd answered last
+	lost    bool                 // hostd did not answer
+	told    map[string]time.Time // id -> of the trouble that was told last
 }
 
 // How often hostd is asked, and how long it may take. An attached disk survives hostd's death for as long as the kernel's
@@ -53,7 +54,7 @@ func NewHolder(hostd Hostd, hasDevice func(id string) (bool, error), recorder Re
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Holder{hostd: hostd, hasDevice: hasDevice, recorder: recorder, log: log, held: map[string]host.Held{},
-		busy: map[string]string{}, lost: true}
+		busy: map[string]string{}, told: map[string]time.Time{}, lost: true}
 }
 
 // Run keeps the Holder and hostd the same until ctx ends.
@@ -84,6 +85,7 @@ func (h *Holder) look(ctx context.Context) {
 		}
 		return
 	}
+	h.tell(ctx, all)
 	h.mu.Lock()
 	again := h.lost || h.differs(all)
 	h.reached = time.Now()
@@ -98,6 +100,34 @@ func (h *Holder) look(ctx context.Context) {
 	h.mu.Lock()
 	h.lost = false
 	h.mu.Unlock()
+}
+
+// tell shows what a disk's user saw as an error on the objects that a person looks at.
+func (h *Holder) tell(ctx context.Context, all []host.Attachment) {
+	h.mu.Lock()
+	told := h.told
+	h.told = map[string]time.Time{}
+	for _, a := range all {
+		if a.Trouble != nil {
+			h.told[a.ID] = a.Trouble.At
+		}
+	}
+	h.mu.Unlock()
+	for _, a := range all {
+		if a.Trouble == nil || a.Trouble.Fault == nil || a.Trouble.At.Equal(told[a.ID]) {
+			continue
+		}
+		reason, ok := troubles[a.Trouble.Fault.Kind]
+		if !ok {
+			reason = "IOFailed"
+		}
+		h.recorder.Event(ctx, a.ID, true, reason, "a request of the disk's user failed: "+a.Trouble.Fault.Error())
+	}
+}
+
+// troubles are the reasons of the events; a user filters by them.
+var troubles = map[fault.Kind]string{
+	fault.NoSpace: "DatastoreFull", fault.ReadOnly: "DatastoreReadOnly", fault.Poisoned: "WritesMayBeLost", fault.Damaged: "Damaged",
 }
 
 // differs: a disk that is being attached or detached differs for the time being.

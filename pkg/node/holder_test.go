@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,15 @@ type mortal struct {
 	*hosttest.Memory
 	mu   sync.Mutex
 	away bool
+	// what every attachment is reported with
+	trouble  *host.Trouble
+	restarts int
+}
+
+func (m *mortal) report(restarts int, trouble *host.Trouble) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.restarts, m.trouble = restarts, trouble
 }
 
 func (m *mortal) setAway(away bool) {
@@ -39,14 +49,88 @@ func (m *mortal) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	if err := m.gone(); err != nil {
 		return nil, err
 	}
-	return m.Memory.Attachments(ctx)
+	all, err := m.Memory.Attachments(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range all {
+		all[i].Restarts, all[i].Trouble = m.restarts, m.trouble
+	}
+	return all, err
 }
 
 func (m *mortal) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) {
 	if err := m.gone(); err != nil {
 		return nil, err
 	}
-	return m.Memory.Sync(ctx, held)
+	got, err := m.Memory.Sync(ctx, held)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range got {
+		got[i].Attachment.Restarts = m.restarts
+	}
+	return got, err
+}
+
+// told is a Recorder that remembers.
+type told struct {
+	silent
+	mu       sync.Mutex
+	reasons  []string
+	attached []host.Attachment
+}
+
+func (r *told) Event(_ context.Context, _ string, _ bool, reason, _ string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reasons = append(r.reasons, reason)
+}
+
+func (r *told) Attached(_ context.Context, a host.Attachment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attached = append(r.attached, a)
+}
+
+func (r *told) are(reasons ...string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Equal(r.reasons, reasons)
+}
+
+// What only the pod sees as an error, and the death of a worker, are told on the object: each once.
+func TestHolderTells(t *testing.T) {
+	ctx := context.Background()
+	m := &mortal{Memory: hosttest.NewMemory("node-a")}
+	defer m.Close()
+	a, dev := attachedDisk(t, m)
+	r := &told{}
+	h := NewHolder(m, func(string) (bool, error) { return true, nil }, r, nil)
+	defer h.Close()
+	if err := h.Add(ctx, host.Held{Attachment: a, Device: dev}); err != nil {
+		t.Fatal(err)
+	}
+	h.look(ctx)
+	if !r.are() {
+		t.Fatalf("nothing happened, told was %q", r.reasons)
+	}
+	full := &host.Trouble{At: time.Now(), Fault: fault.New(fault.NoSpace, "Free some space.", "no space left on device")}
+	m.report(0, full)
+	h.look(ctx)
+	h.look(ctx)
+	if !r.are("DatastoreFull") {
+		t.Errorf("a full datastore: told was %q", r.reasons)
+	}
+	m.report(0, &host.Trouble{At: full.At.Add(time.Minute), Fault: fault.New(fault.Internal, "", "input/output error")})
+	h.look(ctx)
+	if !r.are("DatastoreFull", "IOFailed") {
+		t.Errorf("another trouble: told was %q", r.reasons)
+	}
+	m.report(1, nil)
+	h.look(ctx)
+	h.look(ctx)
+	if !r.are("DatastoreFull", "IOFailed", "WorkerRestarted") || len(r.attached) != 1 || r.attached[0].Restarts != 1 {
+		t.Errorf("a restart: told was %q, %+v", r.reasons, r.attached)
+	}
 }
 
 // eventually polls with a deadline.

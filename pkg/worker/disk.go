@@ -2,7 +2,9 @@ package worker
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/block"
@@ -49,14 +51,38 @@ func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
 		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: true})
 }
 
-// guard keeps a failed sync in the table before anybody hears of it.
+// guard keeps a failed sync in the table before anybody hears of it, and tells of failed requests.
 type guard struct {
 	Disk
 	poisoned atomic.Bool
 	poison   func()
+	trouble  func(error)
+
+	mu   sync.Mutex
+	last fault.Kind // of the trouble told last
+	told time.Time
+}
+
+// tellEvery is how often a trouble of one kind is told: a full datastore fails every write of a busy disk.
+const tellEvery = time.Minute
+
+func (g *guard) tell(err error) {
+	g.mu.Lock()
+	kind := fault.KindOf(err)
+	again := kind != g.last || time.Since(g.told) >= tellEvery
+	if again {
+		g.last, g.told = kind, time.Now()
+	}
+	g.mu.Unlock()
+	if again {
+		g.trouble(err)
+	}
 }
 
 func (g *guard) note(err error, flush bool) error {
+	if err != nil {
+		g.tell(err)
+	}
 	if err != nil && (flush || fault.KindOf(err) == fault.Poisoned) && g.poisoned.CompareAndSwap(false, true) {
 		g.poison()
 	}

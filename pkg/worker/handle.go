@@ -29,14 +29,16 @@ const (
 
 // State is what is known of a served disk.
 type State struct {
-	Phase    Phase
-	PID      int // of the worker, 0 if there is none
-	Restarts int
-	Since    time.Time // when the disk was started
-	Size     int64     // bytes, when the worker became ready or grew it
-	Poisoned bool
-	Walls    Walls
-	LastErr  error // why the last worker died, or could not serve; nil if none did
+	Phase     Phase
+	PID       int // of the worker, 0 if there is none
+	Restarts  int
+	Since     time.Time // when the disk was started
+	Size      int64     // bytes, when the worker became ready or grew it
+	Poisoned  bool
+	Trouble   *fault.Fault // why a request failed; reported when its kind changes, and once a minute
+	TroubleAt time.Time
+	Walls     Walls
+	LastErr   error // why the last worker died, or could not serve; nil if none did
 }
 
 // Handle is one served disk. Its methods may be called concurrently.
@@ -340,6 +342,8 @@ func (h *Handle) listen(c *child) (failure *fault.Fault, since time.Time) {
 			h.set(func(st *State) { st.Phase = Gone })
 		case evPoisoned:
 			h.set(func(st *State) { st.Poisoned = true })
+		case evTrouble:
+			h.set(func(st *State) { st.Trouble, st.TroubleAt = fr.Err, time.Now() })
 		case evFailed:
 			failure = fr.Err
 		case opAnswer, opStopped:

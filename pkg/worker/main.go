@@ -152,7 +152,7 @@ func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
 	case err != nil: // nothing of a poisoned disk is served but errors; they need no disk
 		d = noDisk{}
 	}
-	w.disk = &guard{Disk: d, poison: w.poison}
+	w.disk = &guard{Disk: d, poison: w.poison, trouble: w.trouble}
 	w.disk.poisoned.Store(started.Poisoned)
 	return nil
 }
@@ -180,6 +180,9 @@ func (w *process) poison() {
 	w.p.Log.Error("a sync failed: the disk is poisoned", "disk", w.cfg.ID)
 	_ = w.ctl.send(evPoisoned, 0, nil, nil)
 }
+
+// trouble tells what the disk's user sees as an error, for those who look at the disk and not at the user's log.
+func (w *process) trouble(err error) { _ = w.ctl.send(evTrouble, 0, nil, fault.From(err)) }
 
 // serve answers the kernel and the supervisor until stop, or until serving fails.
 func (w *process) serve(ctx context.Context, started ready) error {

@@ -36,6 +36,7 @@ const (
 	evFailed   = "failed"   // the worker ends, for this reason
 	evGone     = "gone"     // the device is gone; waiting for stop
 	evPoisoned = "poisoned" // a sync failed
+	evTrouble  = "trouble"  // a request failed; its error says why
 	opAnswer   = "answer"
 	opStopped  = "stopped" // the answer to stop: no worker comes after this one
 )

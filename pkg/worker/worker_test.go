@@ -340,6 +340,10 @@ func TestPoison(t *testing.T) {
 		t.Fatal("Flush succeeded")
 	}
 	eventually(t, "Poisoned", func() bool { return h.State().Poisoned })
+	eventually(t, "the trouble is told", func() bool {
+		st := h.State()
+		return st.Trouble != nil && st.Trouble.Message != "" && !st.TroubleAt.IsZero()
+	})
 	for range 2 {
 		if r.ask(t) != 'n' {
 			t.Error("a poisoned disk is read")

@@ -11,25 +11,30 @@ import (
 // TestPods is everything that pods do beside each other; most of it is waiting, so `go test -parallel` says how many at a
 // time.
 func TestPods(t *testing.T) {
-	for name, test := range map[string]func(*testing.T){
-		"WorkerDies":                workerDies,
-		"BadParameters":             badParameters,
-		"FullDatastore":             fullDatastore,
-		"DamagedManifest":           damagedManifest,
-		"WrongFileSystem":           wrongFileSystem,
-		"PodDeletedWhileStaging":    podDeletedWhileStaging,
-		"FileSystems":               fileSystems,
-		"RawBlock":                  rawBlock,
-		"TwoPodsOneNode":            twoPodsOneNode,
-		"ReadWriteOncePod":          readWriteOncePod,
-		"ReadOnlyPublishAndFSGroup": readOnlyPublishAndFSGroup,
-		"ReadOnlyMany":              readOnlyMany,
-		"SharedMove":                sharedMove,
-		"OnlineGrowth":              onlineGrowth,
+	// Those that wait longest begin first.
+	for _, tc := range []struct {
+		name string
+		test func(*testing.T)
+	}{
+		{"DamagedFiles", damagedFiles},
+		{"WorkerDies", workerDies},
+		{"OnlineGrowth", onlineGrowth},
+		{"FileSystems", fileSystems},
+		{"SharedMove", sharedMove},
+		{"ReadOnlyMany", readOnlyMany},
+		{"WrongFileSystem", wrongFileSystem},
+		{"PodDeletedWhileStaging", podDeletedWhileStaging},
+		{"FullWhileWriting", fullWhileWriting},
+		{"FullDatastore", fullDatastore},
+		{"RawBlock", rawBlock},
+		{"TwoPodsOneNode", twoPodsOneNode},
+		{"ReadWriteOncePod", readWriteOncePod},
+		{"ReadOnlyPublishAndFSGroup", readOnlyPublishAndFSGroup},
+		{"BadParameters", badParameters},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			test(t)
+			tc.test(t)
 		})
 	}
 }

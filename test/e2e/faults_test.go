@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -65,7 +67,7 @@ func workerDies(t *testing.T) {
 			e.running("p")
 			e.advances("p", 5)
 			d := e.diskOf("c")
-			node := e.disk(d.Metadata.Name).Status.Attachments[0].Host
+			node := e.attachedOn(d.Metadata.Name)
 			for range 3 {
 				if !e.killWorker(node, d.Metadata.Name) {
 					t.Fatal("no worker process serves the disk: the test would prove nothing")
@@ -75,7 +77,7 @@ func workerDies(t *testing.T) {
 			e.complete("p")
 			e.wait(time.Minute, "the restarts are counted on the object", func() (string, bool) {
 				a := e.disk(d.Metadata.Name).Status.Attachments
-				return strconv.Itoa(a[0].Restarts), len(a) == 1 && a[0].Restarts >= 3
+				return fmt.Sprint(a), len(a) == 1 && a[0].Restarts >= 3
 			})
 		})
 	}
@@ -88,7 +90,7 @@ func restarts(t *testing.T) {
 	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
 	e.running("p")
 	d := e.diskOf("c")
-	node := e.disk(d.Metadata.Name).Status.Attachments[0].Host
+	node := e.attachedOn(d.Metadata.Name)
 	for _, tc := range []struct {
 		component string
 		force     bool
@@ -174,33 +176,65 @@ func fullDatastore(t *testing.T) {
 	e.in("delete", "pvc", "c", "--wait")
 }
 
-// damagedManifest: a disk whose manifest is damaged is not attached, and its object says what is wrong.
-func damagedManifest(t *testing.T) {
+// damagedFiles: a disk whose manifest or descriptor is damaged is not attached, the pod's events say which file it is and
+// what to do, and once the file is whole again the same pod starts.
+func damagedFiles(t *testing.T) {
 	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-shared"})
-	e.runPod(pod{Name: "w", Claim: "c", Script: "echo x >/data/f"})
-	d := e.diskOf("c")
-	e.detached(d.Metadata.Name)
-	names, err := filepath.Glob(filepath.Join(e.files(d), "manifest-*.json"))
-	if err != nil || len(names) == 0 {
-		t.Fatalf("no manifest in %s", e.files(d))
+	flip := func(b []byte) []byte { b[len(b)/2] ^= 0x20; return b }
+	cases := []struct {
+		name, file string
+		damage     func([]byte) []byte
+		want       string
+	}{
+		{"manifest", "manifest-*.json", flip, "manifest-"},
+		{"descriptor", "disk.vmdk", func(b []byte) []byte { return bytes.Replace(b, []byte("createType"), []byte("createTipe"), 1) }, "disk.vmdk"},
 	}
-	newest := names[len(names)-1]
-	good := mustRead(t, newest)
-	bad := append([]byte(nil), good...)
-	bad[len(bad)/2] ^= 0x20
-	if err := os.WriteFile(newest, bad, 0o644); err != nil {
-		t.Fatal(err)
+	whole := map[string][]byte{}
+	putBack := func() {
+		for path, b := range whole {
+			if err := os.WriteFile(path, b, 0o644); err != nil {
+				t.Error(err)
+			}
+		}
 	}
-	e.pod(pod{Name: "r", Claim: "c", Script: "cat /data/f"})
-	t.Cleanup(func() { _ = os.WriteFile(newest, good, 0o644) }) // also if the next line ends the test: it could not be deleted
-	e.eventually("Pod", "r", "Failed", "damaged", "vmdkctl check")
-	if err := os.WriteFile(newest, good, 0o644); err != nil {
-		t.Fatal(err)
+	defer putBack() // else the disk could not be deleted
+	for _, tc := range cases {
+		e.claim(claim{Name: tc.name, Class: "e2e-shared"})
+		e.runPod(pod{Name: "w-" + tc.name, Claim: tc.name, Script: "echo " + tc.name + " >/data/f"})
+		d := e.diskOf(tc.name)
+		e.detached(d.Metadata.Name)
+		names, err := filepath.Glob(filepath.Join(e.files(d), tc.file))
+		if err != nil || len(names) == 0 {
+			t.Fatalf("no %s in %s", tc.file, e.files(d))
+		}
+		path := names[len(names)-1]
+		whole[path] = mustRead(t, path)
+		if err := os.WriteFile(path, tc.damage(bytes.Clone(whole[path])), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		e.pod(pod{Name: tc.name, Claim: tc.name, Script: "cat /data/f"})
 	}
-	if got := e.done("r"); strings.TrimSpace(got) != "x" {
-		t.Errorf("after the manifest was put back: %q", got)
+	for _, tc := range cases {
+		e.eventually("Pod", tc.name, "Failed", tc.want)
 	}
+	putBack()
+	for _, tc := range cases {
+		if got := e.done(tc.name); strings.TrimSpace(got) != tc.name {
+			t.Errorf("after the %s was put back: %q", tc.name, got)
+		}
+	}
+}
+
+// fullWhileWriting: a thin disk whose datastore has no room left tells the writer, and the claim says why.
+func fullWhileWriting(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-small-thin", Size: "128Mi"})
+	out := e.runPod(pod{Name: "p", Claim: "c",
+		Script: "if dd if=/dev/urandom of=/data/f bs=1M count=100 conv=fsync 2>&1; then echo WROTE; else echo FAILED; fi"})
+	if !strings.Contains(out, "FAILED") {
+		t.Errorf("100 MiB fit into a datastore of 64 MiB: %s", out)
+	}
+	e.eventually("PersistentVolumeClaim", "c", "Warning DatastoreFull")
 }
 
 // wrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.

@@ -277,6 +277,19 @@ func (e *env) disk(id string) disk {
 	return d
 }
 
+// attachedOn is the node that has the disk; the object may say so a moment after the pod runs.
+func (e *env) attachedOn(id string) (node string) {
+	e.t.Helper()
+	e.wait(time.Minute, "disk "+id+" is attached", func() (string, bool) {
+		a := e.disk(id).Status.Attachments
+		if len(a) == 1 {
+			node = a[0].Host
+		}
+		return fmt.Sprint(a), node != ""
+	})
+	return node
+}
+
 // detached waits until no host has the disk and none is to have it.
 func (e *env) detached(id string) {
 	e.t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
@@ -37,7 +38,11 @@ func (s served) Grow(ctx context.Context, size int64) error {
 // State implements local.Worker.
 func (s served) State() local.WorkerState {
 	st := s.Handle.State()
-	return local.WorkerState{
+	out := local.WorkerState{
 		PID: st.PID, Restarts: st.Restarts, Size: st.Size, Ended: st.Phase == worker.Ended, Poisoned: st.Poisoned,
 	}
+	if st.Trouble != nil {
+		out.Trouble = &host.Trouble{At: st.TroubleAt, Fault: st.Trouble}
+	}
+	return out
 }

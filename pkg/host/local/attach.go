@@ -35,7 +35,7 @@ func (a *attached) view() host.Attachment {
 	v := a.att
 	if a.worker != nil {
 		st := a.worker.State()
-		v.WorkerPID, v.Restarts = st.PID, v.Restarts+st.Restarts
+		v.WorkerPID, v.Restarts, v.Trouble = st.PID, v.Restarts+st.Restarts, st.Trouble
 		if st.Size > 0 {
 			v.Size = st.Size
 		}

@@ -47,4 +47,5 @@ type WorkerState struct {
 	Size     int64 // bytes
 	Ended    bool  // no process will serve the disk any more
 	Poisoned bool
+	Trouble  *host.Trouble
 }
