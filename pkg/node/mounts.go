@@ -3,6 +3,7 @@ package node
 import (
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	mountutils "k8s.io/mount-utils"
@@ -42,9 +43,19 @@ func (k *KernelMounts) At(path string) (Mount, bool, error) {
 func (k *KernelMounts) Mount(source, target, fsType string, options []string) error {
 	if err := k.mounter.Mount(source, target, fsType, options); err != nil {
 		return fault.New(fault.Precondition, "check the mount options of the StorageClass; the node's kernel log says more",
-			"mount %s (%s) at %s: %w", source, fsType, target, err)
+			"mount %s (%s) at %s with options %q: %s", source, fsType, target, strings.Join(options, ","), oneLine(err))
 	}
 	return nil
+}
+
+// oneLine is what mount(8) said, without the command that mount-utils puts around it: of an event only the first line is
+// seen.
+func oneLine(err error) string {
+	text := err.Error()
+	if _, output, ok := strings.Cut(text, "Output: "); ok {
+		text = output
+	}
+	return strings.Join(strings.Fields(text), " ")
 }
 
 // Bind makes source appear at target. A read-only bind is a second step (mount(8), "Bind mount operation"), which

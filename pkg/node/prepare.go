@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/stage"
@@ -39,9 +40,13 @@ func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device, ep
 	if err := os.MkdirAll(v.StagingPath, 0o750); err != nil {
 		return fault.Wrap(err, "make the staging directory")
 	}
-	options := v.Options
+	options := slices.Clone(v.Options)
 	if v.ReadOnly {
 		options = append([]string{"ro"}, options...)
+	}
+	if v.FSType == "xfs" && !slices.Contains(options, "nouuid") {
+		// A clone, or the same content on two nodes of one kernel, has the same UUID, and XFS mounts each UUID once.
+		options = append(options, "nouuid")
 	}
 	return s.Mounts.Mount(device, v.StagingPath, v.FSType, options)
 }

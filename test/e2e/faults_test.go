@@ -150,6 +150,8 @@ func badParameters(t *testing.T) {
 		want              []string
 	}{
 		{"missing-datastore", "e2e-nowhere", "64Mi", []string{"ProvisioningFailed", "nowhere"}},
+		{"too-small", "e2e-xfs-now", "10Mi", []string{"ProvisioningFailed", "smallest size", "300 MiB"}},
+		{"read-only-datastore", "e2e-frozen", "64Mi", []string{"ProvisioningFailed", "read-only"}},
 		{"unknown-format", "e2e-typo", "64Mi", []string{"ProvisioningFailed", "diskFormat", "thinn", "eagerzeroedthick"}},
 		{"too-large", "e2e-shared", "90Ti", []string{"ProvisioningFailed", "62"}},
 	} {
@@ -225,16 +227,26 @@ func damagedFiles(t *testing.T) {
 	}
 }
 
-// fullWhileWriting: a thin disk whose datastore has no room left tells the writer, and the claim says why.
+// fullWhileWriting: when the datastore of a thin disk fills up, the writer is told, and the claim says why; with room
+// again the same pod goes on.
 func fullWhileWriting(t *testing.T) {
 	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-small-thin", Size: "128Mi"})
-	out := e.runPod(pod{Name: "p", Claim: "c",
-		Script: "if dd if=/dev/urandom of=/data/f bs=1M count=100 conv=fsync 2>&1; then echo WROTE; else echo FAILED; fi"})
-	if !strings.Contains(out, "FAILED") {
-		t.Errorf("100 MiB fit into a datastore of 64 MiB: %s", out)
+	e.claim(claim{Name: "c", Class: "e2e-small-thin", Size: "32Mi"})
+	e.pod(pod{Name: "p", Claim: "c"})
+	e.running("p")
+	node := e.attachedOn(e.diskOf("c").Metadata.Name)
+	const filler = "/var/lib/vmdk-csi/small/filler"
+	defer e.host("docker", "exec", node, "rm", "-f", filler)
+	e.host("docker", "exec", node, "sh", "-c", "! dd if=/dev/zero of="+filler+" bs=64k 2>/dev/null")
+	const write = "if dd if=/dev/urandom of=/data/$1 bs=1M count=8 conv=fsync 2>/dev/null; then echo WROTE; else echo FAILED; fi"
+	if out := e.in("exec", "p", "--", "sh", "-c", write, "sh", "a"); out != "FAILED" {
+		t.Errorf("a write into a full datastore: %s", out)
 	}
-	e.eventually("PersistentVolumeClaim", "c", "Warning DatastoreFull")
+	e.eventually("PersistentVolumeClaim", "c", "Warning DatastoreFull", "no space left")
+	e.host("docker", "exec", node, "rm", "-f", filler)
+	if out := e.in("exec", "p", "--", "sh", "-c", write, "sh", "b"); out != "WROTE" {
+		t.Errorf("a write after there was room again: %s", out)
+	}
 }
 
 // wrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.

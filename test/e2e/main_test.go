@@ -70,7 +70,7 @@ func setup() error {
 	if err := readEnvironment(); err != nil {
 		return err
 	}
-	if err := mountSmall(); err != nil {
+	if err := mountSpecial(); err != nil {
 		return err
 	}
 	if err := script("hack/install.sh", "--values", filepath.Join(repo(), "test/e2e/values.yaml")); err != nil {
@@ -82,17 +82,18 @@ func setup() error {
 	return nil
 }
 
-// mountSmall gives every node the small file system that is the datastore "small".
-func mountSmall() error {
+// mountSpecial gives every node the file systems that are the datastores "small" and "frozen".
+func mountSpecial() error {
 	out, err := tryKubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
 	if err != nil {
 		return fmt.Errorf("nodes: %w: %s", err, out)
 	}
 	for _, n := range strings.Fields(out) {
-		b, err := exec.Command("docker", "exec", n, "sh", "-c", `d=/var/lib/vmdk-csi/small; mkdir -p $d
-grep -q " $d " /proc/mounts || mount -t tmpfs -o size=64m small $d`).CombinedOutput()
+		b, err := exec.Command("docker", "exec", n, "sh", "-c", `cd /var/lib/vmdk-csi; mkdir -p small frozen
+grep -q " $PWD/small " /proc/mounts || mount -t tmpfs -o size=64m small small
+grep -q " $PWD/frozen " /proc/mounts || mount -t tmpfs -o ro,size=64m frozen frozen`).CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("mount the small file system on %s: %w: %s", n, err, b)
+			return fmt.Errorf("mount the special file systems on %s: %w: %s", n, err, b)
 		}
 	}
 	return nil

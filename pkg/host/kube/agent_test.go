@@ -59,6 +59,13 @@ func (c *cluster) attachedOn(id string, nodes ...string) {
 		if got := meta.IsStatusConditionTrue(vd.Status.Conditions, v1alpha1.ConditionAttached); got != (len(nodes) > 0) {
 			return fmt.Errorf("condition Attached: %v", got)
 		}
+		if cond := meta.FindStatusCondition(vd.Status.Conditions, v1alpha1.ConditionAttached); cond != nil {
+			for _, n := range []string{"node-a", "node-b"} {
+				if strings.Contains(cond.Message, n) != slices.Contains(nodes, n) {
+					return fmt.Errorf("condition Attached: %s", cond.Message)
+				}
+			}
+		}
 		return nil
 	})
 }
@@ -111,21 +118,25 @@ func TestClaimMoves(t *testing.T) {
 
 func TestClaimsForReading(t *testing.T) {
 	c := newCluster(t, "node-a", "node-b")
-	d := c.create(spec("read", "shared", ""))
-	for _, n := range []string{"node-a", "node-b"} {
-		if err := c.client.Claim(t.Context(), d.ID, host.Claim{Node: n, ReadOnly: true}); err != nil {
+	// Whoever leaves first: what the others say about the disk stays.
+	for i, order := range [][]string{{"node-a", "node-b"}, {"node-b", "node-a"}} {
+		d := c.create(spec(fmt.Sprint("read-", i), "shared", ""))
+		for _, n := range []string{"node-a", "node-b"} {
+			if err := c.client.Claim(t.Context(), d.ID, host.Claim{Node: n, ReadOnly: true}); err != nil {
+				t.Fatal(err)
+			}
+			c.attach(n, d.ID, true)
+		}
+		c.attachedOn(d.ID, "node-a", "node-b")
+		c.detach(order[0], d.ID)
+		c.attachedOn(d.ID, order[1])
+		if err := c.client.Unclaim(t.Context(), d.ID, order[0]); err != nil {
 			t.Fatal(err)
 		}
-		c.attach(n, d.ID, true)
+		wantKind(t, c.client.Claim(t.Context(), d.ID, host.Claim{Node: order[0]}), fault.InUse)
+		c.detach(order[1], d.ID)
+		c.attachedOn(d.ID)
 	}
-	c.attachedOn(d.ID, "node-a", "node-b")
-	c.detach("node-a", d.ID)
-	c.attachedOn(d.ID, "node-b")
-	if err := c.client.Unclaim(t.Context(), d.ID, "node-a"); err != nil {
-		t.Fatal(err)
-	}
-	wantKind(t, c.client.Claim(t.Context(), d.ID, host.Claim{Node: "node-a"}), fault.InUse)
-	c.detach("node-b", d.ID)
 }
 
 func TestClaimOfAnotherNodesDatastore(t *testing.T) {

@@ -3,10 +3,14 @@ package kube
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
@@ -169,22 +173,81 @@ func (r *recorder) write(ctx context.Context, id string, a *host.Attachment) err
 		}
 		return apiFault(err, "read disk %s", id)
 	}
-	var st attachStatus
-	if a != nil {
-		entry := attachmentOf(*a, r.node)
-		if have := attachmentHere(vd, r.node); have != nil && same(*have, entry) {
+	if !recorded(vd, r.node, a) {
+		var st attachStatus
+		if a != nil {
+			st.Attachments = []v1alpha1.DiskAttachment{attachmentOf(*a, r.node)}
+		}
+		err := applyStatus(ctx, r.api, vd, hostManager("attach", r.node), st)
+		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		st.Attachments = []v1alpha1.DiskAttachment{entry}
-		st.Conditions = transition(vd.Status.Conditions, fine(v1alpha1.ConditionAttached, vd.Generation, "Attached", "Node "+r.node+" has the disk open."))
-	} else if attachmentHere(vd, r.node) == nil {
-		return nil
+		if err != nil {
+			return apiFault(err, "write the attachments of disk %s", id)
+		}
 	}
-	err := applyStatus(ctx, r.api, vd, hostManager("attach", r.node), st)
-	if apierrors.IsNotFound(err) {
-		return nil
+	return r.sumUp(ctx, id)
+}
+
+// sumUp makes the condition Attached say what the entries of all hosts say. The version guards it: two hosts that change
+// their entries at once both see the second change, or a conflict.
+func (r *recorder) sumUp(ctx context.Context, id string) error {
+	const attempts = 5
+	for i := 1; ; i++ {
+		vd := &v1alpha1.VirtualDisk{}
+		err := r.api.Get(ctx, client.ObjectKey{Name: id}, vd)
+		if err == nil {
+			if summedUp(vd) {
+				return nil
+			}
+			var st conditionStatus
+			if c, ok := attachedCondition(vd); ok {
+				st.Conditions = transition(vd.Status.Conditions, c)
+			}
+			err = applyStatusAt(ctx, r.api, vd, vd.ResourceVersion, attachedManager, st)
+		}
+		switch {
+		case err == nil, apierrors.IsNotFound(err):
+			return nil
+		case !apierrors.IsConflict(err) || i == attempts:
+			return apiFault(err, "write the condition Attached of disk %s", id)
+		}
 	}
-	return apiFault(err, "write the attachments of disk %s", id)
+}
+
+// attachedCondition is the condition that the entries make; without one there is none.
+func attachedCondition(vd *v1alpha1.VirtualDisk) (metav1.Condition, bool) {
+	var nodes []string
+	for _, a := range vd.Status.Attachments {
+		nodes = append(nodes, a.Host)
+	}
+	slices.Sort(nodes)
+	switch len(nodes) {
+	case 0:
+		return metav1.Condition{}, false
+	case 1:
+		return fine(v1alpha1.ConditionAttached, vd.Generation, "Attached", "Node "+nodes[0]+" has the disk open."), true
+	}
+	return fine(v1alpha1.ConditionAttached, vd.Generation, "Attached", "Nodes "+strings.Join(nodes, ", ")+" have the disk open."), true
+}
+
+// summedUp: the condition says what the entries say.
+func summedUp(vd *v1alpha1.VirtualDisk) bool {
+	want, ok := attachedCondition(vd)
+	have := meta.FindStatusCondition(vd.Status.Conditions, v1alpha1.ConditionAttached)
+	if have == nil || !ok {
+		return have == nil && !ok
+	}
+	return have.Status == want.Status && have.Reason == want.Reason && have.Message == want.Message
+}
+
+// recorded: the node's entry says what is so, nil for nothing.
+func recorded(vd *v1alpha1.VirtualDisk, node string, a *host.Attachment) bool {
+	have := attachmentHere(vd, node)
+	if have == nil || a == nil {
+		return have == nil && a == nil
+	}
+	return same(*have, attachmentOf(*a, node))
 }
 
 func attachmentHere(vd *v1alpha1.VirtualDisk, node string) *v1alpha1.DiskAttachment {
@@ -222,8 +285,8 @@ func (r *recorder) compare(ctx context.Context) error {
 	}
 	for i := range all.Items {
 		vd := &all.Items[i]
-		have, now := attachmentHere(vd, r.node), here[vd.Name]
-		if have == nil && now == nil || have != nil && now != nil && same(*have, attachmentOf(*now, r.node)) {
+		now := here[vd.Name]
+		if recorded(vd, r.node, now) && summedUp(vd) {
 			continue
 		}
 		r.mu.Lock()

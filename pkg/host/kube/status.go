@@ -20,6 +20,9 @@ const (
 	// diskManager owns the facts of a disk. It has one name on all hosts: a host that takes over the work takes over
 	// the fields, and none of its predecessor's stays.
 	diskManager = "vmdk-csi-disk"
+	// attachedManager owns the condition Attached, which sums up the entries of all hosts. One name on all of them: of a
+	// condition with two owners the server would keep the half that both agree on.
+	attachedManager = "vmdk-csi-attached"
 	// controllerManager owns what only the controller can know: that a node is gone.
 	controllerManager = "vmdk-csi-controller"
 )
@@ -50,7 +53,11 @@ type diskStatus struct {
 // attachStatus is what a host applies about its own attachment; nothing in it takes the host's entry away.
 type attachStatus struct {
 	Attachments []v1alpha1.DiskAttachment `json:"attachments,omitempty"`
-	Conditions  []metav1.Condition        `json:"conditions,omitempty"`
+}
+
+// conditionStatus is what attachedManager applies.
+type conditionStatus struct {
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
 // statusNow is what the object says of the fields that diskManager owns.
@@ -90,6 +97,11 @@ func transition(have []metav1.Condition, c metav1.Condition) []metav1.Condition 
 
 // applyStatus applies a status to exactly the object that o is a version of.
 func applyStatus(ctx context.Context, api client.Client, o client.Object, manager string, status any) error {
+	return applyStatusAt(ctx, api, o, "", manager, status)
+}
+
+// applyStatusAt is applyStatus to the version, unless it is empty; another version is a conflict.
+func applyStatusAt(ctx context.Context, api client.Client, o client.Object, version, manager string, status any) error {
 	raw, err := json.Marshal(status)
 	if err != nil {
 		return err
@@ -107,5 +119,8 @@ func applyStatus(ctx context.Context, api client.Client, o client.Object, manage
 		"metadata": map[string]any{"name": o.GetName(), "uid": string(o.GetUID())},
 		"status":   fields,
 	}}
+	if version != "" {
+		u.SetResourceVersion(version)
+	}
 	return api.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(manager), client.ForceOwnership)
 }
