@@ -92,12 +92,16 @@ engine_stop() {
   local g
   process_kill "$ENGINE_DIR/init" || die "process $(process_pid "$ENGINE_DIR/init") does not end (blocked in the kernel?)"
   process_kill "$ENGINE_DIR/outer" || die "process $(process_pid "$ENGINE_DIR/outer") does not end"
-  if ip link show "${ENGINE_NAME}h" >/dev/null 2>&1; then ip link del "${ENGINE_NAME}h"; fi
+  # It goes with the engine's network namespace, which may be happening just now.
+  if ! ip link del "${ENGINE_NAME}h" 2>/dev/null && ip link show "${ENGINE_NAME}h" >/dev/null 2>&1; then
+    wait_for 10 engine_link_is_gone || die "network device ${ENGINE_NAME}h does not go away"
+  fi
   for g in $(engine_cgroups); do
     if ! wait_for 10 engine_remove_cgroup "$g"; then warn "cgroup $g is still in use"; fi
   done
   rm -f "$ENGINE_SOCKET"
 }
+engine_link_is_gone() { ! ip link show "${ENGINE_NAME}h" >/dev/null 2>&1; }
 engine_remove_cgroup() {
   if [ ! -d "$1" ]; then return 0; fi
   find "$1" -depth -type d -exec rmdir {} \; 2>/dev/null || true
