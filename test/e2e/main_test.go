@@ -38,12 +38,17 @@ func repo() string {
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
-func run(m *testing.M) int {
+func run(m *testing.M) (code int) {
 	for k, v := range map[string]string{"CLUSTER": clusterName, "API_PORT": "6444", "VMDK_CSI_SHARED": sharedDir()} {
 		os.Setenv(k, v)
 	}
 	if os.Getenv("VMDK_CSI_E2E_KEEP") == "" {
-		defer script("hack/kind/down.sh")
+		defer func() {
+			if err := script("hack/kind/down.sh"); err != nil {
+				fmt.Fprintln(os.Stderr, "e2e: the cluster was not removed:", err)
+				code = 1
+			}
+		}()
 	}
 	began := time.Now()
 	if err := setup(); err != nil {
@@ -52,7 +57,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	fmt.Printf("e2e: cluster and driver ready after %s\n", time.Since(began).Round(time.Second))
-	code := m.Run()
+	code = m.Run()
 	if code != 0 {
 		dumpCluster()
 	}
