@@ -27,7 +27,7 @@ build: ## build the four programs into bin/
 	@hack/build.sh
 
 images: ## build the container images without a registry
-	@hack/images/build.sh vmdk-csi-controller vmdk-csi-node vmdk-hostd
+	@hack/images.sh
 
 generate: ## make CRDs, deep copies, manifests and generated docs anew
 	@hack/generate.sh

@@ -41,53 +41,16 @@ func TestNoServer(t *testing.T) {
 func TestStalledServer(t *testing.T) {
 	m := newMemory(1 << 20)
 	s := newSession(t)
-	m.mu.Lock() // Size waits, and so does LOOKUP
+	release := m.Hold() // Size waits, and so does LOOKUP
 	v := serve(t, s, export.Params{Disk: m})
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	if f, err := s.OpenDisk(ctx, os.O_RDWR); fault.KindOf(err) != fault.Timeout {
 		t.Errorf("%v, %v", f, err)
 	}
-	m.mu.Unlock()
+	release()
 	if err := v.wait(t); err != nil {
 		t.Errorf("Serve: %v", err)
-	}
-}
-
-// TestStop: a cancelled server answers what it has read, leaves the rest, and a successor carries on.
-func TestStop(t *testing.T) {
-	m := newMemory(1 << 20)
-	m.data[4096] = 42
-	m.block, m.reading = make(chan struct{}), make(chan struct{}, 16)
-	first := serve(t, newSession(t), export.Params{Disk: m})
-	f := first.open(t, os.O_RDWR|unix.O_DIRECT)
-	buf := aligned(t, 4096)
-	read := make(chan error, 1)
-	go func() { _, err := f.ReadAt(buf, 4096); read <- err }()
-	<-m.reading // it is inside the disk
-	why := errors.New("enough")
-	first.cancel(why)
-	select {
-	case err := <-first.done:
-		t.Fatalf("Serve returned (%v) with a request in flight", err)
-	case <-time.After(100 * time.Millisecond):
-	}
-	close(m.block)
-	if err := <-read; err != nil || buf[0] != 42 {
-		t.Errorf("the request in flight: %v, %d", err, buf[0])
-	}
-	if err := first.wait(t); !errors.Is(err, why) {
-		t.Errorf("Serve: %v", err)
-	}
-
-	go func() { _, err := f.ReadAt(buf, 0); read <- err }() // nobody serves now
-	second := serve(t, first.Session, export.Params{Disk: m, State: first.state, Takeover: true})
-	if err := <-read; err != nil || buf[0] != 0 {
-		t.Errorf("a request between two servers: %v, %d", err, buf[0])
-	}
-	second.gone(t, f)
-	if second.state != nil {
-		t.Error("the successor negotiated again")
 	}
 }
 
@@ -152,11 +115,12 @@ func TestResend(t *testing.T) {
 	if _, resent := second.server.Requests(); resent != 1 {
 		t.Errorf("%d requests came again, want 1", resent)
 	}
-	m.mu.Lock()
-	if m.data[8193] != 1 {
+	if second.state != nil {
+		t.Error("the successor negotiated again")
+	}
+	if m.Content(8193, 1)[0] != 1 {
 		t.Error("the write did not reach the disk")
 	}
-	m.mu.Unlock()
 	second.gone(t, f)
 }
 
