@@ -90,7 +90,7 @@ func (s sequence) some(count int) ([]*sim.FS, error) {
 func TestPowerLossDuringRecovery(t *testing.T) {
 	limit := max(3, int(number("CRASH_LIMIT", 8))/2)
 	var states atomic.Int64
-	err := forEach(short(2), func(s sequence) error {
+	err := forEach(short(longest()-1), func(s sequence) error {
 		cuts, err := s.some(2)
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func TestPowerLossDuringRecovery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if states.Load() < 1000 {
+	if states.Load() < 200 {
 		t.Fatal("too few states: the recovery was not exercised")
 	}
 }
