@@ -25,8 +25,8 @@ func suites() []suite {
 			// A program under the race detector waits a second before it ends, in case a race is still to be told.
 			env:    []string{"CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0"},
 			goTest: []string{"-timeout=15m", "-short", "-race", "./cmd/...", "./pkg/...", "./internal/...", "./charts/...", "./hack/..."}},
-		{name: "crash", about: "crash enumeration in full: every sequence, every failure, every sync left out",
-			goTest: []string{"-timeout=15m", "./internal/crash"}},
+		{name: "crash", about: "crash enumeration in full; a worker's walls, which need a program without cgo", env: []string{"CGO_ENABLED=0"},
+			goTest: []string{"-timeout=15m", "./internal/crash", "./internal/sys"}},
 		{name: "sanity", about: "csi-sanity against the local and the Kubernetes adapter",
 			goTest: []string{"-timeout=15m", "./test/sanity/..."}},
 		{name: "takeover", about: "kill -9 of worker, hostd and node plugin under verified load",
