@@ -17,6 +17,8 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 # shellcheck source=hack/lib/apt.sh
 . "$HACK_DIR/lib/apt.sh"
+# shellcheck source=hack/lib/go.sh
+. "$HACK_DIR/lib/go.sh"
 # shellcheck source=hack/lib/rootfs.sh
 . "$HACK_DIR/lib/rootfs.sh"
 # shellcheck source=hack/lib/image.sh
@@ -112,6 +114,7 @@ main() {
   if [ "${1:-}" = --path ]; then shift; fi
   if [ $# = 0 ]; then set -- "${PROJECT_IMAGES[@]}"; fi
   need_packages jq
+  need_go
   PROGRAMS=$(mktemp -d)
   trap 'rm -rf "$PROGRAMS"' EXIT
   for name; do

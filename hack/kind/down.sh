@@ -33,6 +33,9 @@ main() {
     timed "cluster" timeout 90 kind delete cluster -q --name "$CLUSTER" || warn "kind could not remove $CLUSTER"
     others=$(other_clusters) || true
   fi
+  if docker_answers && [ -n "$(docker ps -aq --filter "label=io.x-k8s.kind.cluster=$CLUSTER")" ]; then
+    [ "$sort" = private ] || die "nodes of $CLUSTER are still there: docker ps -a --filter label=io.x-k8s.kind.cluster=$CLUSTER"
+  fi
   if [ "$sort" = private ] && [ -z "$others" ]; then timed "engine" engine_stop; fi
   release_loops
   rm -f "$STATE_DIR/$CLUSTER".{key,yaml,kubeconfig}

@@ -19,6 +19,7 @@ node_image_load() {
   name=$(node_image_name)
   if docker image inspect "$name" >/dev/null 2>&1; then return 0; fi
   "$HACK_DIR/tools/build.sh" "${NODE_IMAGE_GROUPS[@]}"
+  need_go
   rootfs_make
   need_packages jq gcc libc6-dev
   cache_fill "$(node_image_path)" node_image_fill "$name"

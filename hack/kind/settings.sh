@@ -5,6 +5,8 @@
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 # shellcheck source=hack/lib/apt.sh
 . "$HACK_DIR/lib/apt.sh"
+# shellcheck source=hack/lib/go.sh
+. "$HACK_DIR/lib/go.sh"
 # shellcheck source=hack/lib/rootfs.sh
 . "$HACK_DIR/lib/rootfs.sh"
 # shellcheck source=hack/lib/image.sh

@@ -6,13 +6,16 @@
 #
 # Groups: etcd k8s kind runtime helm sidecars lint. Their modules are the directories beside this script: go.mod and go.sum
 # are committed, so every machine builds the same sources. Results go to ${VMDK_CSI_CACHE:-/var/cache/vmdk-csi}/bin/GROUP-KEY;
-# the key is a hash of the modules, the flags and the Go version, and a group that is there is not built again.
+# the key is a hash of the modules, the flags and the Go version that go.mod asks for (whoever asks for a path need not have
+# Go), and a group that is there is not built again.
 # shellcheck disable=SC2317,SC2086 # functions called by name; module paths without blanks
 set -euo pipefail
 # shellcheck source=hack/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib/common.sh"
 # shellcheck source=hack/lib/apt.sh
 . "$HACK_DIR/lib/apt.sh"
+# shellcheck source=hack/lib/go.sh
+. "$HACK_DIR/lib/go.sh"
 
 TOOLS_DIR=$HACK_DIR/tools
 GROUPS_IN_ORDER=(etcd k8s kind runtime helm sidecars lint)
@@ -29,7 +32,7 @@ group_path() {
   local m inputs=()
   for m in ${MODULES[$1]}; do inputs+=("$TOOLS_DIR/$m"); done
   # The function that builds the group is among what it is made of: it holds the packages, tags and linker flags.
-  printf '%s\n' "$CACHE_DIR/bin/$1-$(hash_of "=$(go version)" "=$FLAGS $SMALL" "=$(declare -f "build_$1")" "${inputs[@]}")"
+  printf '%s\n' "$CACHE_DIR/bin/$1-$(hash_of "=$(grep '^go ' "$REPO_DIR/go.mod")" "=$FLAGS $SMALL" "=$(declare -f "build_$1")" "${inputs[@]}")"
 }
 
 # go_build MODULE OUTPUT ARG...
@@ -93,7 +96,6 @@ check_group() { [ -n "${MODULES[$1]:-}" ] || die "no group '$1'; there are: ${GR
 
 main() {
   local g dir
-  command -v go >/dev/null || die "go is not in PATH"
   if [ "${1:-}" = --path ]; then
     [ $# = 2 ] || die "usage: $0 --path GROUP"
     check_group "$2"
@@ -105,6 +107,7 @@ main() {
   for g; do
     dir=$(group_path "$g")
     if [ -d "$dir" ]; then continue; fi
+    need_go
     step "building $g$([ "$g" != k8s ] || echo " (cold, a quarter of an hour on two cores)")"
     timed "$g" cache_fill "$dir" "build_$g"
   done
