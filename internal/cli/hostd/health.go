@@ -23,7 +23,8 @@ const probeTime = 5 * time.Second
 //
 //	/healthz  200 while the process runs
 //	/readyz   200 once every disk of a predecessor is served here and the socket is this process's. A datastore that is
-//	          missing stands in the text: the others are served, and an upgrade must not wait for it.
+//	          missing does not matter: the others are served, and an upgrade must not wait for it. /readyz?verbose
+//	          names those that are not ready.
 //	/metrics  Prometheus
 func serveHealth(ctx context.Context, addr string, h host.Host, ready *atomic.Bool) error {
 	registry := prometheus.NewRegistry()
@@ -36,7 +37,10 @@ func serveHealth(ctx context.Context, addr string, h host.Host, ready *atomic.Bo
 			return
 		}
 		fmt.Fprintln(w, "ok")
-		ctx, cancel := context.WithTimeout(r.Context(), probeTime)
+		if !r.URL.Query().Has("verbose") { // the probe does not wait for a datastore that is slow to answer
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), 2*probeTime)
 		defer cancel()
 		list, err := h.Datastores(ctx)
 		if err != nil {

@@ -285,7 +285,7 @@ func TestHealth(t *testing.T) {
 	n := newNode(t)
 	p := n.start(t, "--datastore=gone="+filepath.Join(n.dir, "gone"))
 	for path, want := range map[string]string{
-		"/healthz": "ok", "/readyz": "datastore gone is not ready", "/metrics": `vmdk_hostd_datastore_ready{datastore="gone"} 0`,
+		"/healthz": "ok", "/readyz": "ok", "/readyz?verbose": "datastore gone is not ready", "/metrics": `vmdk_hostd_datastore_ready{datastore="gone"} 0`,
 	} {
 		resp, err := http.Get("http://" + p.health + path)
 		if err != nil {

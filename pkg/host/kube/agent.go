@@ -48,6 +48,7 @@ type Agent struct {
 
 	mu     sync.Mutex
 	stores map[string]storeState // by datastore, as of the last look; nil before the first
+	usage  map[string]time.Time  // by disk: when its use of space was written
 }
 
 // storeState is this host's view of a datastore; err says why it cannot be used.

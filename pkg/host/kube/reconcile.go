@@ -4,11 +4,11 @@ import (
 	"context"
 	"reflect"
 	"slices"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -28,12 +28,14 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 	vd := &v1alpha1.VirtualDisk{}
 	err := a.api.Get(ctx, client.ObjectKey{Name: id}, vd)
 	if apierrors.IsNotFound(err) {
+		a.forgetUsage(id)
 		return nil
 	}
 	if err != nil {
 		return apiFault(err, "read disk %s", id)
 	}
 	if vd.Spec.Host != a.p.Node {
+		a.forgetUsage(id)
 		return nil
 	}
 	if vd.DeletionTimestamp != nil {
@@ -57,7 +59,8 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 
 // write applies the status if it says something new.
 func (a *Agent) write(ctx context.Context, vd *v1alpha1.VirtualDisk, st diskStatus) error {
-	if reflect.DeepEqual(st, statusNow(vd)) {
+	now := statusNow(vd)
+	if reflect.DeepEqual(st, now) || sameButUsage(st, now) && !a.usageIsDue(vd.Name) {
 		return nil
 	}
 	err := applyStatus(ctx, a.api, vd, diskManager, st)
@@ -65,6 +68,39 @@ func (a *Agent) write(ctx context.Context, vd *v1alpha1.VirtualDisk, st diskStat
 		return nil
 	}
 	return apiFault(err, "write the status of disk %s", vd.Name)
+}
+
+// sameButUsage says that two statuses differ at most in how much space the disk takes.
+func sameButUsage(a, b diskStatus) bool {
+	a.UsedBytes, a.Used = b.UsedBytes, b.Used
+	if len(a.Links) == len(b.Links) {
+		a.Links = slices.Clone(a.Links)
+		for i := range a.Links {
+			a.Links[i].AllocatedBytes = b.Links[i].AllocatedBytes
+		}
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+// usageIsDue is true once per resync: the use of a disk that somebody writes to is another one each time it is looked
+// at, and every write of the status is an event that has it looked at again.
+func (a *Agent) usageIsDue(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Since(a.usage[id]) < a.p.Resync*9/10 {
+		return false
+	}
+	if a.usage == nil {
+		a.usage = map[string]time.Time{}
+	}
+	a.usage[id] = time.Now()
+	return true
+}
+
+func (a *Agent) forgetUsage(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.usage, id)
 }
 
 // create makes a disk that was never made.
@@ -100,7 +136,9 @@ func (a *Agent) create(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskSt
 
 // refresh looks at a disk that was made. It is never made again: missing files are damage, not a reason for an empty disk.
 func (a *Agent) refresh(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskStatus) error {
-	d, err := a.p.Hostd.Get(ctx, vd.Name)
+	look, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	d, err := a.p.Hostd.Get(look, vd.Name)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -27,9 +27,15 @@ func (a *Agent) watchDatastores(ctx context.Context) {
 	}
 }
 
+// lookTime is how long hostd may take to say what it has. It gives up on a datastore that does not answer before that;
+// making and deleting may take as long as they need.
+const lookTime = 30 * time.Second
+
 // lookAtDatastores compares every Datastore object with what hostd serves.
 func (a *Agent) lookAtDatastores(ctx context.Context) error {
-	served, unreachable := a.p.Hostd.Datastores(ctx)
+	look, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	served, unreachable := a.p.Hostd.Datastores(look)
 	var objects v1alpha1.DatastoreList
 	if err := a.api.List(ctx, &objects); err != nil {
 		return apiFault(err, "list datastores")

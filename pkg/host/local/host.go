@@ -208,11 +208,10 @@ func (h *Host) Datastores(ctx context.Context) ([]host.Datastore, error) {
 			return nil, fault.Wrap(err, "list datastores")
 		}
 		view := host.DatastoreHost{Host: h.c.Host.Host}
-		var err error
-		if view.Total, view.Free, err = s.space(); err != nil {
+		if r, err := s.space(); err != nil {
 			view.Reason = err.Error()
 		} else {
-			view.Ready = true
+			view.Total, view.Free, view.Ready = r.total, r.free, true
 		}
 		list = append(list, host.Datastore{Name: s.cfg.Name, Scope: s.cfg.Scope, Hosts: []host.DatastoreHost{view}})
 	}

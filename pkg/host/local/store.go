@@ -26,6 +26,8 @@ type store struct {
 	vols    *volume.Volumes
 	retired []*datastore.Datastore // replaced, perhaps in use by an operation that began before
 	last    string                 // the last reason why it is not ready, to log it once
+
+	box box
 }
 
 func (d DatastoreConfig) check() error {
@@ -43,7 +45,14 @@ func (d DatastoreConfig) check() error {
 
 // open is the datastore's volumes; it opens a datastore that is not open, and one whose directory was replaced (mounted
 // or unmounted meanwhile).
+//
+// A file system whose server is away lets nobody go who asks: Unavailable is the answer then, soon, and the other
+// datastores of the host are served.
 func (s *store) open() (*volume.Volumes, error) {
+	return within(&s.box, s.cfg.Name, s.openNow)
+}
+
+func (s *store) openNow() (*volume.Volumes, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ds != nil && s.same() {
@@ -109,6 +118,9 @@ func (s *store) retireLocked() {
 }
 
 func (s *store) close() {
+	if s.box.hangs() {
+		return // the descriptors go with the process
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retireLocked()
@@ -118,16 +130,21 @@ func (s *store) close() {
 	s.retired = nil
 }
 
-func (s *store) space() (total, free int64, err error) {
+type room struct{ total, free int64 }
+
+func (s *store) space() (room, error) {
 	if _, err := s.open(); err != nil {
-		return 0, 0, err
+		return room{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ds == nil {
-		return 0, 0, fault.New(fault.Unavailable, "Try again.", "datastore %s is being opened anew", s.cfg.Name)
-	}
-	return s.ds.Space()
+	return within(&s.box, s.cfg.Name, func() (r room, err error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.ds == nil {
+			return room{}, fault.New(fault.Unavailable, "Try again.", "datastore %s is being opened anew", s.cfg.Name)
+		}
+		r.total, r.free, err = s.ds.Space()
+		return r, err
+	})
 }
 
 // dress adds to a disk what the datastore alone does not know.
