@@ -98,24 +98,44 @@ func (Tools) Make(ctx context.Context, device, fsType string) error {
 	return fault.Wrap(err, "make a file system on %s", device)
 }
 
-// Clear zeroes what Probe reads.
+// clearUnit divides the size of a grain and is a block of most file systems: what is zero of it may be a hole.
+const clearUnit = 4096
+
+// Clear zeroes what Probe reads. Only what is not zero is written: that much is allocated, whereas zeros over a hole of
+// a thin disk need room, and what left the file system half made was perhaps a full datastore.
 func (Tools) Clear(device string) error {
-	f, err := os.OpenFile(device, os.O_WRONLY, 0)
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	size, err := f.Seek(0, io.SeekEnd)
 	if err == nil {
-		zeros := make([]byte, min(size, probed))
-		_, err = f.WriteAt(zeros, 0)
-		if err == nil {
-			_, err = f.WriteAt(zeros, size-int64(len(zeros)))
-		}
+		ends := min(size, probed)
+		err = errors.Join(clearRange(f, 0, ends), clearRange(f, size-ends, ends))
 	}
 	if err == nil {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+func clearRange(f *os.File, start, length int64) error {
+	buf := make([]byte, length)
+	if _, err := f.ReadAt(buf, start); err != nil {
+		return err
+	}
+	for off := int64(0); off < length; {
+		// Units are counted from the start of the device, wherever the range begins.
+		end := min(length, off+clearUnit-(start+off)%clearUnit)
+		if part := buf[off:end]; len(bytes.Trim(part, "\x00")) > 0 {
+			clear(part)
+			if _, err := f.WriteAt(part, start+off); err != nil {
+				return err
+			}
+		}
+		off = end
+	}
+	return nil
 }
 
 // Repair: ext4 is checked as before every boot (e2fsck(8) -p: only what needs no decision), which does nothing to a clean one;

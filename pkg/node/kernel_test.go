@@ -400,3 +400,27 @@ func (m *machine) clean(when string) {
 		m.t.Errorf("%s: left the target", when)
 	}
 }
+
+// noted is the Recorder of a test.
+type noted struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (n *noted) note(what, id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = append(n.all, what+" "+id)
+}
+
+func (n *noted) Attached(_ context.Context, a host.Attachment) { n.note("attached", a.ID) }
+func (n *noted) Detached(_ context.Context, id string)         { n.note("detached", id) }
+func (n *noted) Event(_ context.Context, id string, _ bool, reason, _ string) {
+	n.note(reason, id)
+}
+
+func (n *noted) has(what, id string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Contains(n.all, what+" "+id)
+}

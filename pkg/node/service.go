@@ -167,7 +167,8 @@ func describe(v stage.Volume) string {
 	return text
 }
 
-// Unstage undoes Stage, also one that never finished or whose record is lost.
+// Unstage undoes Stage, also one that never finished or whose record is lost. That a half-made file system cannot be
+// taken away again holds it up only while that can pass.
 func (s *Service) Unstage(ctx context.Context, id, stagingPath string) error {
 	unlock, err := s.locks.TryLock(id, "unstage")
 	if err != nil {
@@ -188,7 +189,18 @@ func (s *Service) Unstage(ctx context.Context, id, stagingPath string) error {
 	} else if rec.Volume.StagingPath != stagingPath {
 		s.Log.Warn("Unstage names another path than Stage did", "volume", id, "staged", rec.Volume.StagingPath, "asked", stagingPath)
 	}
-	return s.dismantle(ctx, id, rec)
+	left := s.unformat(ctx, rec)
+	if left != nil && !final(left) {
+		return left
+	}
+	rec.Formatting = false // in memory: until the record is gone, a repeated Unstage tries again
+	if err := s.dismantle(ctx, id, rec); err != nil || left == nil {
+		return err
+	}
+	s.Log.Warn("A file system that was not finished stays on the disk", "volume", id, "err", left)
+	s.Recorder.Event(ctx, id, true, "HalfFormatted", "a file system that was not finished stays on the disk; until it is emptied, "+
+		"it can be used with volumeMode Block only: "+left.Error())
+	return nil
 }
 
 func (s *Service) traces(rec *record) (bool, error) {

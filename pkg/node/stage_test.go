@@ -364,3 +364,54 @@ func TestLostJournal(t *testing.T) {
 	os.RemoveAll(filepath.Join(m.dir, "by-id")) // the link's name is what was lost
 	m.clean("lost journal")
 }
+
+// The half-made file system of a first Stage cannot be taken away: that holds Unstage up while it can pass, and is told
+// when it cannot.
+func TestUnstageOfAHalfFormattedDisk(t *testing.T) {
+	for _, tc := range []struct {
+		kind fault.Kind // of the attach for emptying it
+		held bool
+	}{
+		{fault.NoSpace, true}, {fault.Unavailable, true}, {fault.Damaged, false}, {fault.InUse, false}, {fault.ReadOnly, false},
+	} {
+		t.Run(string(tc.kind), func(t *testing.T) {
+			ctx := context.Background()
+			m := newMachine(t)
+			s := m.service()
+			told := &noted{}
+			s.Recorder = told
+			v := m.volume(stage.Mount, stage.PartitionNone)
+			m.k.fail = func(_ int, call string) error {
+				if call == "make" {
+					return fault.New(fault.NoSpace, "", "mkfs")
+				}
+				return nil
+			}
+			if err := s.Stage(ctx, v); !errors.Is(err, fault.NoSpace) {
+				t.Fatal(err)
+			}
+			m.hostd.FailNext(func(op, _ string) error {
+				if op == "attach" {
+					return fault.New(tc.kind, "", "attach fails")
+				}
+				return nil
+			})
+			err := s.Unstage(ctx, v.ID, v.StagingPath)
+			if tc.held {
+				if !errors.Is(err, tc.kind) {
+					t.Fatalf("unstage: %v", err)
+				}
+				m.hostd.FailNext(nil)
+				err = s.Unstage(ctx, v.ID, v.StagingPath)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if told.has("HalfFormatted", v.ID) == tc.held || (m.k.content[v.ID] == "") != tc.held {
+				t.Errorf("told %v, content %q", told.all, m.k.content[v.ID])
+			}
+			m.hostd.FailNext(nil)
+			m.clean("at the end")
+		})
+	}
+}
