@@ -104,7 +104,7 @@ start_dockerd() {
   dockerd --host "unix://$ENGINE_SOCKET" --containerd /run/containerd/containerd.sock \
     --data-root "$ENGINE_DIR/docker" --exec-root /run/docker --pidfile /run/docker.pid \
     --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs --oom-score-adjust=0 \
-    --userland-proxy-path "$ENGINE_UNPACKED/usr/sbin/docker-proxy" --init-path "$ENGINE_UNPACKED/usr/bin/docker-init" \
+    --userland-proxy-path "$(command -v docker-proxy)" --init-path "$(command -v docker-init)" \
     --add-runtime wrapped="$RUNTIME_WRAPPER" --default-runtime wrapped \
     --bip 172.30.0.1/24 --default-address-pool base=172.31.0.0/16,size=24 >"$ENGINE_DIR/logs/dockerd.log" 2>&1 &
 }

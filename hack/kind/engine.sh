@@ -19,8 +19,11 @@ engine_cgroups() {
 
 engine_unpack() { cache_fill "$(engine_packages_path)" engine_unpack_fill; }
 engine_unpack_fill() {
-  step "unpacking ${ENGINE_PACKAGES[*]} (not installed: no service may start)"
-  unpack_packages "$1" "${ENGINE_PACKAGES[@]}"
+  local packages=("${ENGINE_PACKAGES[@]}")
+  # From Debian 13 on the client is a package of its own.
+  if apt-cache show docker-cli >/dev/null 2>&1; then packages+=(docker-cli); fi
+  step "unpacking ${packages[*]} (not installed: no service may start)"
+  unpack_packages "$1" "${packages[@]}"
 }
 
 engine_running() { process_alive "$ENGINE_DIR/init"; }
