@@ -21,6 +21,7 @@ engine_unpack() { cache_fill "$(engine_packages_path)" engine_unpack_fill; }
 engine_unpack_fill() {
   local packages=("${ENGINE_PACKAGES[@]}")
   # From Debian 13 on the client is a package of its own.
+  apt_locked apt_update
   if apt-cache show docker-cli >/dev/null 2>&1; then packages+=(docker-cli); fi
   step "unpacking ${packages[*]} (not installed: no service may start)"
   unpack_packages "$1" "${packages[@]}"
