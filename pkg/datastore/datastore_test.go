@@ -284,6 +284,10 @@ func TestCollect(t *testing.T) {
 		os.Symlink("/etc/passwd", filepath.Join(root, "volumes", "x", "disk-link.vmdk"))); err != nil {
 		t.Fatal(err)
 	}
+	growing := m
+	growing.Growing = 2 << 20
+	_, err := v.Collect(growing)
+	wantKind(t, err, fault.Precondition, "collect for a manifest that does not know all extents yet")
 	for _, want := range [][]string{{".tmp-dead", "disk-000001.vmdk", "notes.txt"}, nil} {
 		got, err := v.Collect(m)
 		slices.Sort(got)

@@ -239,8 +239,12 @@ func stale(names []string) []string {
 }
 
 // Collect removes the files that neither m nor this package's protocol refers to (I6), and returns their names. m is
-// the volume's latest manifest, or the zero Manifest of a volume without one. The caller holds the Lock.
+// the volume's latest manifest, or the zero Manifest of a volume without one. The caller holds the Lock. Kinds:
+// Precondition (m is growing: the descriptor may name extents that m does not, so nothing is surely unreferenced).
 func (v *Volume) Collect(m Manifest) ([]string, error) {
+	if m.Growing != 0 {
+		return nil, fault.New(fault.Precondition, "Finish its expansion first.", "disk %s is growing to %d bytes", v.id, m.Growing)
+	}
 	names, err := v.dir.List()
 	if err != nil {
 		return nil, err

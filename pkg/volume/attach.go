@@ -27,8 +27,10 @@ type Opened struct {
 // OpenForAttach makes this host the disk's owner and opens its directory. Steps:
 //
 //  1. commit the next epoch with this host as its owner   crash: held by this host, which acquires it again
-//  2. collect unreferenced files
-//  3. finish a growth that was interrupted
+//  2. finish a growth that was interrupted, and commit what came of it   crash: as 1, still growing
+//  3. collect what that manifest does not refer to
+//
+// 3 must not come before 2: the descriptor may name extents already of which the growing manifest knows nothing.
 //
 // Readers do not own the disk: they need it released, and the chain's read locks keep writers of this host away.
 // Kinds: NotFound, InUse (another host owns it), InProgress, Damaged, NoSpace, ReadOnly.
@@ -67,6 +69,15 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 
 // prepare is steps 2 and 3.
 func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest) (datastore.Manifest, error) {
+	if m.Growing != 0 {
+		err := v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format))
+		if err != nil && !errors.Is(err, fault.NoSpace) {
+			return m, fault.Wrap(err, "finish the expansion of disk %s", vol.ID())
+		}
+		if m, err = v.settle(ctx, vol, m, false); err != nil {
+			return m, err
+		}
+	}
 	removed, err := vol.Collect(m)
 	if err != nil {
 		return m, err
@@ -74,13 +85,7 @@ func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, rec datast
 	if len(removed) > 0 {
 		v.log.Info("unreferenced files removed", "disk", vol.ID(), "files", removed)
 	}
-	if m.Growing == 0 {
-		return m, nil
-	}
-	if err := v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format)); err != nil && !errors.Is(err, fault.NoSpace) {
-		return m, fault.Wrap(err, "finish the expansion of disk %s", vol.ID())
-	}
-	return v.settle(ctx, vol, m, false)
+	return m, nil
 }
 
 // giveBack undoes step 1 when the attach failed, unless the disk was found unclean: it still is.

@@ -36,7 +36,18 @@ func (p place) locking(t *testing.T, name string) *volume.Volumes {
 	return p.open(t, name, "1", func(d fsx.Dir) fsx.Dir { return d })
 }
 
+// engine is host "a" with an engine of its own.
+func (p place) engine(t *testing.T, e volume.Engine) *volume.Volumes {
+	t.Helper()
+	return p.with(t, "a", "1", fsx.WithoutLocks, e)
+}
+
 func (p place) open(t *testing.T, name, boot string, as func(fsx.Dir) fsx.Dir) *volume.Volumes {
+	t.Helper()
+	return p.with(t, name, boot, as, volume.VMDK{})
+}
+
+func (p place) with(t *testing.T, name, boot string, as func(fsx.Dir) fsx.Dir, e volume.Engine) *volume.Volumes {
 	t.Helper()
 	root, err := fsx.OpenRoot(p.path)
 	if err != nil {
@@ -47,7 +58,7 @@ func (p place) open(t *testing.T, name, boot string, as func(fsx.Dir) fsx.Dir) *
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	return volume.New(volume.Config{Store: s, Name: "store", Host: lease.Identity{Host: name, BootID: boot}, Engine: volume.VMDK{}})
+	return volume.New(volume.Config{Store: s, Name: "store", Host: lease.Identity{Host: name, BootID: boot}, Engine: e})
 }
 
 // tmpfs is a place of that size that no mount table shows.
