@@ -19,6 +19,8 @@
 //   - Before a manifest is committed the files it will name are garbage, after it the files it does not name are.
 //     Collect removes exactly these (I6).
 //   - The root is never made: a mount that is missing must not become a directory on the root disk.
+//   - Numbers of manifests only rise. A commit that comes to its number when a higher one is there did not happen: its
+//     number is free only because everything below the last two was removed (Commit).
 //   - A commit whose outcome is unknown poisons the Volume: it must be opened again, which reads what happened.
 //
 // Locks: Volume.Lock takes a byte lock on record.json for one operation, which excludes other processes of this host

@@ -184,8 +184,19 @@ func (v *Volume) Latest() (Manifest, bool, error) {
 	return m, true, nil
 }
 
-// Commit makes m the volume's truth. Kinds: Exists (somebody else committed this epoch and sequence), Invalid,
-// Poisoned (the outcome is unknown: open the volume again), NoSpace, ReadOnly.
+// Commit makes m the volume's truth. Steps:
+//
+//  1. publish it under its number   the commit point, if the number is still the highest
+//  2. list: a higher one was there  crash before 3: a manifest below the highest, which is garbage
+//  3. unlink it again, and it never was
+//  4. unlink what is older than the last two
+//
+// Step 2 is for a committer that was stalled between reading and linking: meanwhile its number may have been taken,
+// superseded and removed (4, of others), and a name that is free proves nothing. Numbers only rise, so one that is the
+// highest after it was linked was never passed.
+//
+// Kinds: Exists (somebody else committed this epoch and sequence, or a later one), Invalid, Poisoned (the outcome is
+// unknown: open the volume again), NoSpace, ReadOnly.
 func (v *Volume) Commit(m Manifest) error {
 	if v.poison != nil {
 		return v.poison
@@ -198,10 +209,15 @@ func (v *Volume) Commit(m Manifest) error {
 	if err != nil {
 		return err
 	}
-	err = publish(v.dir, manifestName(m.Epoch, m.Seq), text)
+	name := manifestName(m.Epoch, m.Seq)
+	err = publish(v.dir, name, text)
 	if errors.Is(err, fault.NoSpace) && v.makeRoom() {
 		// A detach needs a few blocks even when the guest has filled the datastore.
-		err = publish(v.dir, manifestName(m.Epoch, m.Seq), text)
+		err = publish(v.dir, name, text)
+	}
+	var names []string
+	if err == nil {
+		names, err = v.confirm(name)
 	}
 	if err != nil {
 		if fault.KindOf(err) == fault.Poisoned {
@@ -210,12 +226,24 @@ func (v *Volume) Commit(m Manifest) error {
 		return fault.Wrap(err, "disk %s", v.id)
 	}
 	// Older manifests are garbage from here on: what cannot be removed now is collected at the next attach.
-	if names, err := v.dir.List(); err == nil {
-		for _, n := range stale(names) {
-			_ = v.dir.Remove(n)
-		}
+	for _, n := range stale(names) {
+		_ = v.dir.Remove(n)
 	}
 	return nil
+}
+
+// confirm is steps 2 and 3 of Commit; it returns the names of the directory.
+func (v *Volume) confirm(name string) ([]string, error) {
+	names, err := v.dir.List()
+	if err != nil {
+		return nil, unknown(name, err)
+	}
+	found := sortManifests(names)
+	if len(found) > 0 && found[len(found)-1] == name {
+		return names, nil
+	}
+	_ = v.dir.Remove(name) // below the highest it is garbage, whether it can be removed or not
+	return nil, fault.New(fault.Exists, "", "%s came too late: a later manifest is there: %w", name, fs.ErrExist)
 }
 
 // makeRoom removes every manifest but the highest, and says whether there was one.

@@ -119,7 +119,7 @@ func (v *Volumes) build(ctx context.Context, vol *datastore.Volume, rec datastor
 		State: lease.State{Epoch: 1, Seq: 1, Owner: v.me, Released: true},
 		Size:  link.Size, Links: []datastore.Link{link},
 	}
-	return m, vol.Commit(m)
+	return m, lost(rec.ID, vol.Commit(m))
 }
 
 // undo removes what this call made, after err. What cannot be removed now is garbage that a retry collects.
