@@ -27,7 +27,7 @@ import (
 type health struct {
 	addr     string
 	endpoint string
-	ready    func(context.Context) error
+	ready    func(context.Context) error // what stands in the text of /healthz
 	gatherer prometheus.Gatherer
 }
 

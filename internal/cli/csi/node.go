@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
@@ -127,17 +128,8 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 	if agent != nil {
 		base.Go(func() error { return agent.Run(below) })
 	}
-	front, fctx := errgroup.WithContext(ctx)
-	front.Go(func() error { return server.Serve(fctx) })
-	if o.Register != "" {
-		front.Go(func() error { return serveRegistration(fctx, o.Register, o.Endpoint) })
-	}
-	if o.Health != "" {
-		h := &health{addr: o.Health, endpoint: o.Endpoint, ready: ready, gatherer: registry}
-		front.Go(func() error { return h.serve(fctx) })
-	}
 	klog.InfoS("Node service started", "node", o.Node, "endpoint", o.Endpoint, "hostd", o.Hostd, "version", cli.BuildVersion().Version)
-	err = front.Wait()
+	err = o.serve(ctx, server, registry, ready)
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	if derr := holder.Drain(drain); derr != nil {
@@ -148,6 +140,27 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 		err = berr
 	}
 	return err
+}
+
+// serve serves who calls from outside, until ctx ends or a server fails.
+func (o *NodeOptions) serve(ctx context.Context, server *driver.Server, registry *prometheus.Registry, ready func(context.Context) error) error {
+	path, err := driver.SocketPath(o.Endpoint)
+	if err != nil {
+		return err
+	}
+	front, ctx := errgroup.WithContext(ctx)
+	front.Go(func() error { return server.Serve(ctx) })
+	alive := ready
+	if o.Register != "" {
+		r := newRegistrar(o.Register, path)
+		front.Go(func() error { r.serve(ctx); return nil })
+		alive = func(ctx context.Context) error { return errors.Join(ready(ctx), r.refused()) }
+	}
+	if o.Health != "" {
+		h := &health{addr: o.Health, endpoint: o.Endpoint, ready: alive, gatherer: registry}
+		front.Go(func() error { return h.serve(ctx) })
+	}
+	return front.Wait()
 }
 
 func newServer(endpoint string, ready func(context.Context) error) (*driver.Server, *prometheus.Registry, error) {
