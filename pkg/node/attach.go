@@ -139,11 +139,7 @@ func (s *Service) dismantle(ctx context.Context, id string, rec *record) error {
 		return err
 	}
 	s.step("detached")
-	if err := s.journal.remove(id); err != nil {
-		return err
-	}
-	s.Recorder.Detached(ctx, id)
-	return nil
+	return s.journal.remove(id)
 }
 
 // takeApart is dismantle without the record. Kinds: InUse.
@@ -187,6 +183,7 @@ func (s *Service) detach(ctx context.Context, rec *record) error {
 		return fault.Wrap(err, "detach disk %s", id)
 	}
 	s.Holder.Drop(id)
+	s.Recorder.Detached(ctx, id)
 	return nil
 }
 

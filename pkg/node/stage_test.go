@@ -415,3 +415,40 @@ func TestUnstageOfAHalfFormattedDisk(t *testing.T) {
 		})
 	}
 }
+
+// Whoever has a disk detached tells it, also in the midst of a Stage that fails afterwards.
+func TestDetachIsTold(t *testing.T) {
+	ctx := context.Background()
+	for name, tc := range map[string]struct {
+		lost bool   // the server of a staged disk, before
+		fail string // the call that fails
+	}{
+		"a lost server, then no session": {true, "session"},
+		"no device":                      {false, "export"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			s := m.service()
+			v := m.volume(stage.Mount, stage.PartitionNone)
+			if tc.lost {
+				if err := errors.Join(s.Stage(ctx, v), m.hostd.Memory.Detach(ctx, v.ID)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			told := &noted{}
+			s.Recorder = told
+			m.k.fail = func(_ int, call string) error {
+				if call == tc.fail {
+					return fault.New(fault.Unavailable, "", "%s fails", call)
+				}
+				return nil
+			}
+			if err := s.Stage(ctx, v); !errors.Is(err, fault.Unavailable) {
+				t.Fatal(err)
+			}
+			if !told.has("detached", v.ID) {
+				t.Errorf("told: %v", told.all)
+			}
+		})
+	}
+}
