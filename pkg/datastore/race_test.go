@@ -66,6 +66,35 @@ func beside(t *testing.T) (root string, slow, other *datastore.Volume, h *hooks)
 	return root, slow, other, h
 }
 
+// A reader without the lock, whose manifest is removed between its list and its open, reads the one that came after; if
+// that happens without end it says so, and never that the disk is not there.
+func TestReadBesideCommits(t *testing.T) {
+	_, slow, other, h := beside(t)
+	next := int64(2)
+	pass := func() {
+		for range 2 {
+			commit(t, other, manifest(next, 1))
+			next++
+		}
+	}
+	h.afterList = pass
+	if m, ok, err := slow.Latest(); err != nil || !ok || m.Epoch != 3 {
+		t.Fatalf("beside two commits: %+v %v %v", m, ok, err)
+	}
+	var always func()
+	always = func() {
+		pass()
+		h.afterList = always
+	}
+	h.afterList = always
+	_, _, err := slow.Latest()
+	wantKind(t, err, fault.Unavailable, "beside commits without end")
+	h.afterList = nil
+	if m, ok, err := slow.Latest(); err != nil || !ok || m.Epoch != next-1 {
+		t.Fatalf("afterwards: %+v %v %v", m, ok, err)
+	}
+}
+
 // A committer stalls before its link until its number was taken, superseded and removed: the free name is no victory.
 func TestLateCommitLoses(t *testing.T) {
 	root, slow, other, h := beside(t)

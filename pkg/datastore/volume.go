@@ -150,27 +150,44 @@ func (v *Volume) Record() (Record, error) {
 	return r, fault.Wrap(err, "disk %s", v.id)
 }
 
-// Latest reads the highest manifest; false if there is none, which is a volume whose creation has not finished.
-// Kinds: Damaged, Unsupported (version), Poisoned.
+// latestTries is how often Latest may be overtaken. One operation on a disk commits twice or three times; to be overtaken
+// so often takes several operations in the time of one open.
+const latestTries = 10
+
+// Latest reads the highest manifest; false if there is none, which is a volume whose creation has not finished. It needs
+// no Lock: two commits between its list and its open remove what it chose, and it lists again.
+// Kinds: Damaged, Unsupported (version), Poisoned, Unavailable (overtaken too often).
 func (v *Volume) Latest() (Manifest, bool, error) {
 	if v.poison != nil {
 		return Manifest{}, false, v.poison
 	}
-	names, err := v.dir.List()
-	if err != nil {
-		return Manifest{}, false, err
+	var gone error
+	for range latestTries {
+		names, err := v.dir.List()
+		if err != nil {
+			return Manifest{}, false, err
+		}
+		found := sortManifests(names)
+		if len(found) == 0 {
+			return Manifest{}, false, nil
+		}
+		m, err := v.manifest(found[len(found)-1])
+		if !errors.Is(err, fs.ErrNotExist) {
+			return m, err == nil, err
+		}
+		gone = err
 	}
-	found := sortManifests(names)
-	if len(found) == 0 {
-		return Manifest{}, false, nil
-	}
-	name := found[len(found)-1]
+	return Manifest{}, false, fault.New(fault.Unavailable, "Try again.", "disk %s changes faster than it can be read: %v", v.id, gone)
+}
+
+// manifest reads one by its name.
+func (v *Volume) manifest(name string) (Manifest, error) {
 	var m Manifest
 	if err := readText(v.dir, name, maxManifest, &m); err != nil {
-		return Manifest{}, false, fault.Wrap(err, "disk %s", v.id)
+		return Manifest{}, fault.Wrap(err, "disk %s", v.id)
 	}
 	epoch, seq, _ := parseManifestName(name)
-	err = m.check()
+	err := m.check()
 	switch {
 	case err != nil:
 	case m.Epoch != epoch || m.Seq != seq:
@@ -179,9 +196,9 @@ func (v *Volume) Latest() (Manifest, bool, error) {
 		err = fmt.Errorf("it is a manifest of %q", m.Disk)
 	}
 	if err != nil {
-		return Manifest{}, false, fault.Wrap(damaged(name, err), "disk %s", v.id)
+		return Manifest{}, fault.Wrap(damaged(name, err), "disk %s", v.id)
 	}
-	return m, true, nil
+	return m, nil
 }
 
 // Commit makes m the volume's truth. Steps:
