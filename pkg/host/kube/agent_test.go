@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -333,4 +334,31 @@ func TestAgentTriesOnce(t *testing.T) {
 	if n := hostd.creates.Load(); n != 1 {
 		t.Fatalf("the disk was made %d times", n)
 	}
+}
+
+// On a node where something happens all the time, what a lost notice left is made good all the same.
+func TestBusyAgentCompares(t *testing.T) {
+	c := newCluster(t, "node-a")
+	d := c.create(spec("quiet", "local", "node-a"))
+	c.attach("node-a", d.ID, false)
+	c.attachedOn(d.ID, "node-a")
+	ctx, cancel := context.WithCancel(t.Context())
+	busy := make(chan struct{})
+	go func() {
+		defer close(busy)
+		for tick := time.NewTicker(50 * time.Millisecond); ; { // well below the resync of the test's agents
+			c.agents["node-a"].Detached(ctx, host.DiskID("of somebody else"))
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	defer func() { cancel(); <-busy }()
+	if err := c.memory.Detach(ctx, d.ID); err != nil { // and nobody tells
+		t.Fatal(err)
+	}
+	c.attachedOn(d.ID)
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -76,30 +77,31 @@ func (r *recorder) poke() {
 	}
 }
 
-// run writes until ctx ends.
+// run writes until ctx ends. When it compares next is a point in time, which notices do not move: on a busy node there
+// is always one.
 func (r *recorder) run(ctx context.Context) {
 	const firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
 	pause := firstPause
-	next := time.NewTimer(0) // the first comparison is at once: it makes good what an earlier process did not write
+	compareAt := time.Now() // the first comparison is at once: it makes good what an earlier process did not write
+	next := time.NewTimer(0)
 	defer next.Stop()
-	compare := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
 		case <-next.C:
-			compare = true
 		}
 		err := r.flush(ctx)
-		if err == nil && compare {
+		if err == nil && !time.Now().Before(compareAt) {
 			if err = r.compare(ctx); err == nil {
+				compareAt = time.Now().Add(r.resync + rand.N(r.resync/10+1)) // not all nodes of a cluster at once
 				err = r.flush(ctx)
 			}
 		}
-		wait := r.resync
+		wait := time.Until(compareAt)
 		if err == nil {
-			pause, compare = firstPause, false
+			pause = firstPause
 		} else if ctx.Err() == nil {
 			r.log.Warn("what happened on this node is not on the objects yet; trying again", "error", err)
 			wait, pause = pause, min(2*pause, longestPause)
