@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +52,8 @@ func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
 		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: true})
 }
 
-// guard keeps a failed sync in the table before anybody hears of it, and tells of failed requests.
+// guard keeps a failed sync in the table before anybody hears of it, keeps a poisoned disk from being closed as a clean
+// one, and tells of failed requests.
 type guard struct {
 	Disk
 	poisoned atomic.Bool
@@ -132,6 +134,26 @@ func (g *guard) Grow(ctx context.Context, size int64) error {
 	}
 	return g.note(g.Disk.Grow(ctx, size), false)
 }
+
+// Close closes a poisoned disk as death would. A chain that took the disk over from the worker whose sync failed knows
+// nothing of that failure, and would take the unclean mark away, by which the release finds what to check.
+func (g *guard) Close() error {
+	if !g.poisoned.Load() {
+		return g.Disk.Close()
+	}
+	if d, ok := g.Disk.(abandoner); ok {
+		return errors.Join(errPoisoned(), d.Abandon())
+	}
+	return errors.Join(errPoisoned(), g.Disk.Close())
+}
+
+// abandoner is a Disk that Close marks as clean.
+type abandoner interface {
+	// Abandon closes the files and nothing else.
+	Abandon() error
+}
+
+var _ abandoner = (*chain.Chain)(nil)
 
 func errPoisoned() error {
 	return fault.New(fault.Poisoned, "detach the disk, check it, and attach it again", "an earlier sync of this disk failed")

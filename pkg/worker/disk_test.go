@@ -1,0 +1,74 @@
+package worker
+
+import (
+	"testing"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+)
+
+// sparseDisk is a directory with one sparse disk, and what a worker is told to open.
+func sparseDisk(t *testing.T, size int64) OpenRequest {
+	t.Helper()
+	dir, err := fsx.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	p := vmdk.CreateParams{Capacity: size, Type: vmdk.TwoGbMaxExtentSparse}
+	if _, err := vmdk.Create(t.Context(), dir, "disk.vmdk", p); err != nil {
+		t.Fatal(err)
+	}
+	return OpenRequest{ID: "d1", Dir: dir, Pending: &chain.MemoryPending{}, Links: []chain.Ref{{Name: "disk.vmdk",
+		Type: p.Type, ExtentNames: []string{"disk-s001.vmdk"}, Size: size}}}
+}
+
+func openDisk(t *testing.T, r OpenRequest) *chain.Chain {
+	t.Helper()
+	d, err := OpenChain(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := d.(*chain.Chain)
+	t.Cleanup(func() { _ = c.Abandon() })
+	return c
+}
+
+// die leaves a disk as a killed worker does.
+func die(t *testing.T, c *chain.Chain) {
+	t.Helper()
+	if err := c.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A worker's sync failed and the worker was replaced. Its successor meets no failure of its own; closing the disk must
+// leave the mark that makes the release check it.
+func TestPoisonedDiskStaysUnclean(t *testing.T) {
+	for _, poisoned := range []bool{false, true} {
+		r := sparseDisk(t, 64<<20)
+		first := openDisk(t, r)
+		if _, err := first.WriteAt(make([]byte, 4096), 0); err != nil {
+			t.Fatal(err)
+		}
+		die(t, first)
+		r.Takeover = true
+		g := &guard{Disk: openDisk(t, r), poison: func() {}, trouble: func(error) {}}
+		g.poisoned.Store(poisoned)
+		if err := g.Close(); poisoned != (fault.KindOf(err) == fault.Poisoned) {
+			t.Errorf("poisoned %v: Close: %v", poisoned, err)
+		}
+		l, err := vmdk.Open(r.Dir, "disk.vmdk", vmdk.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Unclean() != poisoned {
+			t.Errorf("poisoned %v: afterwards unclean %v", poisoned, l.Unclean())
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
