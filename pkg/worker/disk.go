@@ -45,8 +45,8 @@ func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
 	links := append([]chain.Ref(nil), r.Links...)
 	if r.Takeover && len(links) > 0 {
 		// The predecessor may have died while it grew the head: the descriptor says how far it came, and who asked for
-		// the growth asks again.
-		links[len(links)-1].Size = 0
+		// the growth asks again. It may name further extents: their names are bound to the directory by Link's own rules.
+		links[len(links)-1].Size, links[len(links)-1].ExtentNames = 0, nil
 	}
 	return chain.Open(r.Dir, links, chain.Options{ReadOnly: r.ReadOnly, Direct: true, Pending: r.Pending,
 		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: true})

@@ -72,3 +72,21 @@ func TestPoisonedDiskStaysUnclean(t *testing.T) {
 		}
 	}
 }
+
+// A worker dies after it grew its disk into a second extent, and before anybody recorded that.
+func TestTakeoverAfterSplitGrowth(t *testing.T) {
+	r := sparseDisk(t, vmdk.MaxSparseExtent)
+	first := openDisk(t, r)
+	size := first.Size() + 10<<30
+	if err := first.Grow(t.Context(), size); err != nil {
+		t.Fatal(err)
+	}
+	die(t, first)
+	if _, err := OpenChain(t.Context(), OpenRequest{Dir: r.Dir, Links: r.Links}); fault.KindOf(err) != fault.Damaged {
+		t.Errorf("who does not take over must insist on what is recorded: %v", err)
+	}
+	r.Takeover = true
+	if c := openDisk(t, r); c.Size() != size || len(c.Links()[0].Extents()) != 2 {
+		t.Errorf("%d bytes in %d extents", c.Size(), len(c.Links()[0].Extents()))
+	}
+}
