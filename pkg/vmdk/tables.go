@@ -79,7 +79,9 @@ func (s *sparse) copies(i int64) []int64 {
 // makeTable gives a table without file space (directory entry 0 or 1) its place at the end of the file; needs s.mu.
 // Protocol: 1. extend the file with the tables, filled with what the entry meant; 2. sync; [a crash leaks them]
 // 3. redundant directory, then directory; 4. sync, before any flush writes into them. [Between 3 and 4 either
-// directory may lack the entry: "non-zero wins", and the next Prepare makes new tables.]
+// directory may lack the entry: "non-zero wins", and the next Prepare makes new tables.] 5. the directories in memory:
+// after a failure in 1 to 4 they still lack the table, so that the next Prepare makes one and no entry is put into a
+// table that no directory on disk names.
 func (s *sparse) makeTable(i int64) error {
 	n := s.h.gtSectors()
 	copies := int64(1)
@@ -109,16 +111,21 @@ func (s *sparse) makeTable(i int64) error {
 		return fault.Wrap(err, "extent %s: sync grain table %d", s.name, i)
 	}
 	if s.rgd != nil {
-		s.rgd[i] = uint32(at + n)
-		if err := s.writeDirectoryEntry(s.h.rgdOff, i, s.rgd[i]); err != nil {
+		if err := s.writeDirectoryEntry(s.h.rgdOff, i, uint32(at+n)); err != nil {
 			return err
 		}
 	}
-	s.gd[i] = uint32(at)
-	if err := s.writeDirectoryEntry(s.h.gdOff, i, s.gd[i]); err != nil {
+	if err := s.writeDirectoryEntry(s.h.gdOff, i, uint32(at)); err != nil {
 		return err
 	}
-	return fault.Wrap(s.file.Datasync(), "extent %s: sync grain directory", s.name)
+	if err := s.file.Datasync(); err != nil {
+		return fault.Wrap(err, "extent %s: sync grain directory", s.name)
+	}
+	if s.rgd != nil {
+		s.rgd[i] = uint32(at + n)
+	}
+	s.gd[i] = uint32(at)
+	return nil
 }
 
 func (s *sparse) writeDirectoryEntry(dir uint64, i int64, v uint32) error {
