@@ -105,6 +105,7 @@ func TestCheckFinds(t *testing.T) {
 		{"unknown flag", UnknownFlags, Fatal, 10, []byte{0x10}, -1, false},
 		{"compressed", Compressed, Fatal, 10, []byte{1}, -1, false},
 		{"grain size", BadGrainSize, Fatal, 20, u64(100), -1, false},
+		{"small grains", BadGrainSize, Fatal, 20, u64(4), -1, false},
 		{"grain size 0", BadGrainSize, Fatal, 20, u64(0), -1, false},
 		{"table size", BadTableSize, Fatal, 44, u32(100), -1, false},
 		{"version 0", BadVersion, Fatal, 4, u32(0), -1, false},

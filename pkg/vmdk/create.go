@@ -130,8 +130,8 @@ func (p *CreateParams) complete() error {
 		return fault.New(fault.Invalid, "", "format %q is not one of %s, %s, %s", p.Format, Thin, ZeroedThick, EagerZeroedThick)
 	case p.Format != Thin && p.Type.Sparse():
 		return fault.New(fault.Invalid, "use type monolithicFlat", "format %s needs a flat type, not %s", p.Format, p.Type)
-	case p.GrainSectors < 8 || p.GrainSectors > maxGrainSectors || p.GrainSectors&(p.GrainSectors-1) != 0:
-		return fault.New(fault.OutOfRange, "", "grain size %d is not a power of two from 8 to %d sectors", p.GrainSectors, maxGrainSectors)
+	case p.GrainSectors < minGrainSectors || p.GrainSectors > maxGrainSectors || p.GrainSectors&(p.GrainSectors-1) != 0:
+		return fault.New(fault.OutOfRange, "", "grain size %d is not a power of two from %d to %d sectors", p.GrainSectors, minGrainSectors, maxGrainSectors)
 	case p.ExtentSize < 1<<20 || p.ExtentSize%(p.GrainSectors*SectorSize) != 0 || p.Type.Sparse() && min(p.ExtentSize, p.Capacity) > MaxSparseExtent:
 		return fault.New(fault.OutOfRange, "", "extent size %d is not a multiple of the grain from 1 MiB to %d bytes", p.ExtentSize, MaxSparseExtent)
 	case p.Capacity/p.ExtentSize >= maxExtents:

@@ -110,7 +110,9 @@ type defect struct {
 }
 
 // defects are the reasons why nothing can be done with an extent of this header and this file size, worst first.
-// Every sum stays below 2^62 because each term is bounded before it is used.
+// Every sum stays below 2^62 because each term is bounded before it is used. What the extent costs in memory follows the
+// length of its directory and the number of its grains; both are bounded here, because a sparse file of any size costs
+// whoever makes it nothing.
 func (h *header) defects(fileSize int64) []defect {
 	var out []defect
 	bad := func(code Code, kind fault.Kind, remedy, format string, args ...any) {
@@ -128,8 +130,8 @@ func (h *header) defects(fileSize int64) []defect {
 	if h.flags&(flagCompressed|flagMarkers) != 0 || h.compression != 0 {
 		bad(Compressed, fault.Unsupported, "convert it with qemu-img convert -O vmdk", "the extent is compressed (streamOptimized)")
 	}
-	if h.grain == 0 || h.grain&(h.grain-1) != 0 || h.grain > maxGrainSectors {
-		bad(BadGrainSize, fault.Damaged, "", "grain size %d is not a power of two up to %d sectors", h.grain, maxGrainSectors)
+	if h.grain < minGrainSectors || h.grain&(h.grain-1) != 0 || h.grain > maxGrainSectors {
+		bad(BadGrainSize, fault.Damaged, "", "grain size %d is not a power of two from %d to %d sectors", h.grain, minGrainSectors, maxGrainSectors)
 	}
 	if h.gtes < 128 || h.gtes > 4096 || h.gtes&(h.gtes-1) != 0 {
 		bad(BadTableSize, fault.Damaged, "", "%d entries per grain table is not a power of two from 128 to 4096", h.gtes)
@@ -139,6 +141,17 @@ func (h *header) defects(fileSize int64) []defect {
 	}
 	if len(out) > 0 {
 		return out // what follows computes with these numbers
+	}
+	// One grain more: an entry of 2^32-1 names a grain that begins there.
+	if most := (maxFileSectors + int64(h.grain)) * SectorSize; fileSize > most {
+		bad(FileTooLong, fault.Damaged, "restore the file from a backup", "the file has %d bytes; table entries reach %d", fileSize, most)
+	}
+	if n := h.numGTs() * 4; n > maxDirectoryBytes {
+		bad(DirectoryTooLong, fault.Damaged, "convert the disk to one with larger grains, by a program that reads it",
+			"the grain directory has %d bytes, more than %d", n, maxDirectoryBytes)
+	}
+	if len(out) > 0 {
+		return out
 	}
 	limit := uint64(fileSize / SectorSize)
 	dir := uint64(gdSectors(h.numGTs()))

@@ -65,8 +65,10 @@ const (
 	// DefaultGrainSectors is 64 KiB, what every VMware product writes.
 	DefaultGrainSectors = 128
 
+	minGrainSectors     = 8          // 4 KiB (Virtual Disk Format 5.0), bounds the number of grains of a file
 	maxGrainSectors     = 2048       // 1 MiB, bounds the memory of one copy-on-write
 	maxFileSectors      = 1 << 32    // what a 32-bit table entry reaches
+	maxDirectoryBytes   = 64 << 20   // a grain directory; that of MaxSparseExtent in 64 KiB grains has 255 KiB
 	maxSplitFlat        = 2047 << 20 // VMware's classic split size
 	maxDescriptorBytes  = 1 << 20
 	maxDescriptorLines  = 8192

@@ -89,12 +89,14 @@ type mend struct {
 	entry uint32
 }
 
+// readTable reads the table at a sector; nil where there is none, so that missing ones cost nothing.
 func (s *sparse) readTable(at uint32) ([]uint32, error) {
+	if at <= 1 {
+		return nil, nil
+	}
 	b := make([]byte, s.h.gtes*4)
-	if at > 1 {
-		if err := readFull(s.file, b, int64(at)*SectorSize); err != nil {
-			return nil, err
-		}
+	if err := readFull(s.file, b, int64(at)*SectorSize); err != nil {
+		return nil, err
 	}
 	return decodeEntries(b), nil
 }
@@ -145,8 +147,8 @@ func (s *sparse) mendTables(mends []mend) error {
 	return fault.Wrap(s.file.Datasync(), "sync mended grain tables")
 }
 
-// grainSet remembers which places of a file are taken. Its memory follows the file's size: one bit per grain of file,
-// and for images with unaligned grains (which exist) the grains around them.
+// grainSet remembers which places of a file are taken. Its memory follows the file's size, which header.defects bounds: one
+// bit per grain of file, at most 64 MiB, and for images with unaligned grains (which exist) the grains around them.
 type grainSet struct {
 	s         *sparse
 	bits      []uint64

@@ -34,6 +34,8 @@ const (
 	GrainBeyondEnd      Code = "grain-beyond-end"        // an entry points behind the file
 	GrainBeyondCapacity Code = "grain-beyond-capacity"   // an entry for guest sectors that do not exist
 	DirectoryBeyondEnd  Code = "directory-beyond-end"    // a grain directory lies outside the file
+	DirectoryTooLong    Code = "directory-too-long"      // it would fill the memory
+	FileTooLong         Code = "file-too-long"           // longer than table entries reach
 	TableBeyondEnd      Code = "table-beyond-end"        // a grain table lies outside the file
 	UncleanShutdown     Code = "unclean-shutdown"        // the last writer did not close
 	TextTransfer        Code = "text-mode-transfer"      // line-end bytes were converted
