@@ -58,7 +58,11 @@ type Handle struct {
 	current *child
 	calls   map[uint64]chan frame
 	lastID  uint64
+	stopped *outcome // how the disk was closed; nil until a worker said so
 }
+
+// outcome is what a worker answered to stop.
+type outcome struct{ err error }
 
 // ID is the disk's.
 func (h *Handle) ID() string { return h.spec.ID }
@@ -121,20 +125,28 @@ func (h *Handle) Stats(ctx context.Context) (Stats, error) {
 
 // Stop closes the disk cleanly: the worker answers what is in flight, flushes, closes the chain and ends. On success, and
 // when the worker answered with a failure (Poisoned: what was not flushed may be lost), no worker is left. When ctx ends
-// first, or the worker dies meanwhile, the disk is served on. Stopping an ended disk succeeds.
+// first the worker still stops, and the next Stop tells how; when the worker dies meanwhile, the disk is served on.
+// Stopping a disk that was stopped returns what the first one was answered, heard or not; stopping one that ended in
+// another way succeeds.
 func (h *Handle) Stop(ctx context.Context) error {
 	err := h.call(ctx, opStop, nil, nil)
-	var answered *answerError
-	if err != nil && !errors.As(err, &answered) {
-		select {
-		case <-h.done:
-			return nil
-		default:
-			return err
-		}
+	if o := h.outcome(); o != nil {
+		<-h.done
+		return o.err
 	}
-	<-h.done
-	return err
+	select {
+	case <-h.done:
+		return nil
+	default:
+		return err
+	}
+}
+
+// outcome is how the disk was closed; nil while no worker has said so.
+func (h *Handle) outcome() *outcome {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stopped
 }
 
 // Kill ends the worker with SIGKILL and waits for its death: requests in flight wait for a successor.
@@ -152,6 +164,18 @@ func (h *Handle) Kill() error {
 	}
 	<-h.done
 	return err
+}
+
+// close keeps how the disk was closed, whoever still waits for it, and makes the worker the last one.
+func (h *Handle) close(fr frame) {
+	o := &outcome{}
+	if fr.Err != nil {
+		o.err = fr.Err
+	}
+	h.mu.Lock()
+	h.stopped = o
+	h.mu.Unlock()
+	h.end()
 }
 
 // end makes the worker that runs now the last one.
@@ -173,11 +197,6 @@ func (h *Handle) final() error {
 	}
 	return fault.New(fault.Unavailable, "", "the worker of disk %s was ended", h.spec.ID)
 }
-
-// answerError is a failure that the worker itself answered with.
-type answerError struct{ *fault.Fault }
-
-func (e *answerError) Unwrap() error { return e.Fault }
 
 // call sends a request and waits for the answer. A worker that dies meanwhile makes it Unavailable: the caller asks again
 // when the next one serves.
@@ -207,7 +226,7 @@ func (h *Handle) call(ctx context.Context, op string, body, into any) error {
 		case !ok:
 			return h.unavailable()
 		case fr.Err != nil:
-			return &answerError{fr.Err}
+			return fr.Err
 		case into != nil:
 			return json.Unmarshal(fr.Body, into)
 		}
@@ -348,7 +367,7 @@ func (h *Handle) listen(c *child) (failure *fault.Fault, since time.Time) {
 			failure = fr.Err
 		case opAnswer, opStopped:
 			if fr.Op == opStopped { // before the worker can be seen dead: it ended because it was asked to
-				h.end()
+				h.close(fr)
 			}
 			h.mu.Lock()
 			if ch, ok := h.calls[fr.ID]; ok {

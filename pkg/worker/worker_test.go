@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 
 // testDisk is a file that can be told to fail.
 type testDisk struct {
+	dir  fsx.Dir
 	f    fsx.File
 	size atomic.Int64
 }
@@ -57,7 +58,7 @@ func openTest(_ context.Context, r OpenRequest) (Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &testDisk{f: f}
+	d := &testDisk{dir: r.Dir, f: f}
 	d.size.Store(st.Size)
 	return d, nil
 }
@@ -65,8 +66,16 @@ func openTest(_ context.Context, r OpenRequest) (Disk, error) {
 func (d *testDisk) ReadAt(p []byte, off int64) (int, error)  { return d.f.ReadAt(p, off) }
 func (d *testDisk) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
 func (d *testDisk) Flush() error {
-	if os.Getenv("WORKER_TEST") == "poison" {
+	switch os.Getenv("WORKER_TEST") {
+	case "poison":
 		return unix.EIO
+	case "slow poison":
+		for { // the test makes the file, or kills us
+			if _, err := d.dir.Stat("go on"); err == nil {
+				return unix.EIO
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
 	return d.f.Datasync()
 }
@@ -358,6 +367,28 @@ func TestPoison(t *testing.T) {
 		t.Errorf("Stop: %v", err)
 	}
 	<-h.Done()
+}
+
+// TestStopIsHeardLater: a stop that fails after its caller gave up is told to whoever stops the disk again.
+func TestStopIsHeardLater(t *testing.T) {
+	for _, ended := range []bool{true, false} { // when it is stopped again
+		r := newRig(t)
+		h := start(t, supervisor(t, "slow poison"), r)
+		if err := h.Stop(within(t, 50*time.Millisecond)); fault.KindOf(err) != fault.Timeout {
+			t.Fatalf("Stop: %v", err)
+		}
+		if err := os.WriteFile(filepath.Join(r.dir, "go on"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if ended {
+			<-h.Done()
+		}
+		for range 2 {
+			if err := h.Stop(within(t, long)); err == nil || !strings.Contains(err.Error(), unix.EIO.Error()) {
+				t.Errorf("ended %v: Stop again: %v", ended, err)
+			}
+		}
+	}
 }
 
 // TestAdopt: another supervisor takes over from one that still runs, and from one that is gone.
