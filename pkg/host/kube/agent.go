@@ -19,11 +19,14 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
 
-// Hostd is the part of the node's hostd that the Agent calls.
+// Hostd is the part of the node's hostd that the Agent calls. Embedding gives it more than five methods: one socket serves
+// what the objects ask for, and what they have to say of attachments.
 type Hostd interface {
 	host.Disks
 	host.Datastores
 	Attachments(ctx context.Context) ([]host.Attachment, error)
+	// Unclaim is host.Claims': it releases, after a check, what this host held before its machine's last start.
+	Unclaim(ctx context.Context, id, node string) error
 }
 
 // AgentParams are what an Agent needs. Zero durations and counts mean the defaults.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -361,4 +362,85 @@ func TestBusyAgentCompares(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.attachedOn(d.ID)
+}
+
+// laterLife is the hostd of a node that was made anew under its name: it lists nothing, and of some disks the manifest
+// says that this node holds them.
+type laterLife struct {
+	*hosttest.Memory
+	mu       sync.Mutex
+	asked    map[string]int
+	released map[string]int
+	fails    map[string]error
+}
+
+func (h *laterLife) Unclaim(ctx context.Context, id, node string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked[id]++
+	if err := h.fails[id]; err != nil {
+		return err
+	}
+	h.released[id]++
+	return h.Memory.Unclaim(ctx, id, node)
+}
+
+// times says how often of was counted for the disk.
+func (h *laterLife) times(of map[string]int, id string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return of[id]
+}
+
+func (h *laterLife) fail(id string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fails[id] = err
+}
+
+// What an earlier life of a node held is released by hostd before the object says that it is free; as long as hostd does
+// not, the object says who has it.
+func TestEarlierLifeIsReleased(t *testing.T) {
+	c := newCluster(t, "node-a")
+	held, silent := c.create(spec("held", "shared", "node-a")), c.create(spec("silent", "shared", "node-a"))
+	own := c.create(spec("own", "local", "node-a"))
+	c.attach("node-a", held.ID, false)
+	c.attachedOn(held.ID, "node-a")
+	c.stops["node-a"]()
+	if err := c.memory.Detach(t.Context(), held.ID); err != nil { // hostd's memory, not the manifest
+		t.Fatal(err)
+	}
+	h := &laterLife{Memory: c.memory, asked: map[string]int{}, released: map[string]int{}, fails: map[string]error{}}
+	h.fail(held.ID, fault.New(fault.InUse, "", "not detached"))
+	h.fail(silent.ID, fault.New(fault.Unavailable, "", "the datastore is away"))
+	c.startAgent("node-a", h)
+	counted := func(of map[string]int, id string, n int) {
+		t.Helper()
+		c.eventually(fmt.Sprintf("%d calls of hostd about %s", n, id), func() error {
+			if got := h.times(of, id); got < n {
+				return fmt.Errorf("%d", got)
+			}
+			return nil
+		})
+	}
+	counted(h.asked, held.ID, 2)
+	counted(h.asked, silent.ID, 2)
+	c.attachedOn(held.ID, "node-a")
+	h.fail(held.ID, nil)
+	h.fail(silent.ID, nil)
+	c.attachedOn(held.ID)
+	counted(h.released, silent.ID, 1)
+	// Once is enough for what nobody says anything about: another lost notice shows that there was another comparison.
+	c.attach("node-a", held.ID, false)
+	c.attachedOn(held.ID, "node-a")
+	if err := c.memory.Detach(t.Context(), held.ID); err != nil {
+		t.Fatal(err)
+	}
+	c.attachedOn(held.ID)
+	if n := h.times(h.released, silent.ID); n != 1 {
+		t.Errorf("asked %d times about a disk that nobody holds", n)
+	}
+	if n := h.times(h.asked, own.ID); n != 0 {
+		t.Errorf("asked %d times about a disk that no other node reaches", n)
+	}
 }

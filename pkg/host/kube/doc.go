@@ -16,7 +16,8 @@
 //  4. An object is removed after its files: the finalizer is taken away by the host that deleted them.
 //  5. A host writes status by server-side apply: the facts of the disk under one manager (whichever host works takes
 //     them over whole), its own entry in attachments and hosts under a manager of its own.
-//  6. No decision is made on a time that another machine wrote. Whether a host is alive is the Node object's word.
+//  6. A host takes its entry in attachments away when its hostd has released the disk, not when hostd does not know it.
+//  7. No decision is made on a time that another machine wrote. Whether a host is alive is the Node object's word.
 //
 // Goroutines: the Client has none. Agent.Run owns all of the Agent's (informer, workers, datastore loop, recorder) and
 // returns after they ended. The Agent's maps are guarded by the mutexes beside them; no lock is held over a call to the

@@ -37,6 +37,9 @@ type recorder struct {
 	want   map[string]notice // by disk; kept while the disk is attached here
 	dirty  []string          // disks whose notice is not written, oldest first
 	events []note
+
+	release releaser
+	owned   sync.WaitGroup // of run
 }
 
 // notice is what is true of a disk on this node; att is nil when it is not attached.
@@ -49,7 +52,7 @@ type notice struct {
 func newRecorder(p AgentParams) *recorder {
 	return &recorder{
 		api: p.API, node: p.Node, hostd: p.Hostd, log: p.Log, resync: p.Resync,
-		wake: make(chan struct{}, 1), want: map[string]notice{},
+		wake: make(chan struct{}, 1), want: map[string]notice{}, release: releaser{kept: map[string]string{}},
 	}
 }
 
@@ -80,6 +83,7 @@ func (r *recorder) poke() {
 // run writes until ctx ends. When it compares next is a point in time, which notices do not move: on a busy node there
 // is always one.
 func (r *recorder) run(ctx context.Context) {
+	defer r.owned.Wait()
 	const firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
 	pause := firstPause
 	compareAt := time.Now() // the first comparison is at once: it makes good what an earlier process did not write
@@ -268,7 +272,8 @@ func same(a, b v1alpha1.DiskAttachment) bool {
 }
 
 // compare makes notices of every difference between hostd and the objects. What was noticed after the question to hostd
-// is newer than its answer and stays.
+// is newer than its answer and stays. That a disk is not attached here any more is hostd's word (releaser), not a gap in
+// its list: behind a gap may be a lease that keeps every other node out.
 func (r *recorder) compare(ctx context.Context) error {
 	r.mu.Lock()
 	asked := r.seq
@@ -281,23 +286,26 @@ func (r *recorder) compare(ctx context.Context) error {
 	if err := r.api.List(ctx, &all); err != nil {
 		return apiFault(err, "list disks")
 	}
+	if err := r.remember(ctx, all.Items); err != nil {
+		return err
+	}
 	here := map[string]*host.Attachment{}
 	for i := range open {
 		here[open[i].ID] = &open[i]
 	}
+	var gaps []gap
 	for i := range all.Items {
 		vd := &all.Items[i]
 		now := here[vd.Name]
-		if recorded(vd, r.node, now) && summedUp(vd) {
-			continue
-		}
-		r.mu.Lock()
-		n, noticed := r.want[vd.Name]
-		newer := noticed && n.seq > asked
-		r.mu.Unlock()
-		if !newer {
+		g, isGap := r.gap(vd)
+		switch {
+		case r.newer(vd.Name, asked):
+		case now == nil && isGap:
+			gaps = append(gaps, g)
+		case !recorded(vd, r.node, now) || !summedUp(vd):
 			r.note(vd.Name, now)
 		}
 	}
+	r.letGo(ctx, gaps, asked)
 	return nil
 }

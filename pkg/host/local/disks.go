@@ -269,5 +269,9 @@ func (h *Host) letGo(ctx context.Context, id string) error {
 		return fault.New(fault.InUse, "Try again when the node has let it go.", "disk %s was attached on node %q and not detached",
 			id, h.c.Host.Host)
 	}
-	return noted(s, v.Release(ctx, id, held.Epoch, true))
+	if err := v.Release(ctx, id, held.Epoch, true); err != nil {
+		return noted(s, err)
+	}
+	h.log.Info("disk released that this host attached before its machine's last start", "disk", id, "epoch", held.Epoch)
+	return nil
 }
