@@ -217,9 +217,9 @@ func (h *Handle) call(ctx context.Context, op string, body, into any) error {
 		defer h.mu.Unlock()
 		delete(h.calls, id)
 	}()
-	if err := c.ctl.send(op, id, body, nil); err != nil {
-		return h.unavailable()
-	}
+	// A send that fails means a worker that ends. What it has sent before may not be read yet, and may be how it ended: run
+	// closes ch when it is.
+	_ = c.ctl.send(op, id, body, nil)
 	select {
 	case fr, ok := <-ch:
 		switch {

@@ -142,6 +142,11 @@ func (l *link) send(op string, id uint64, body any, failure error) error {
 // receive returns io.EOF when the other end is closed and everything it sent was received.
 func (l *link) receive() (frame, error) {
 	n, _, flags, _, err := l.c.ReadMsgUnix(l.buf, nil)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The other end closed with a frame of ours unread. The kernel tells that once, before what the other end had sent
+		// (unix_release_sock sets sk_err, __skb_try_recv_datagram takes it first): how a worker stopped may still be there.
+		n, _, flags, _, err = l.c.ReadMsgUnix(l.buf, nil)
+	}
 	switch {
 	case errors.Is(err, unix.ECONNRESET), err == nil && n == 0:
 		return frame{}, io.EOF
