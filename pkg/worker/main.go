@@ -227,11 +227,14 @@ func (w *process) serve(ctx context.Context, started ready) error {
 	return nil
 }
 
-// commands serves the supervisor until it asks to stop (then its request's ID is returned) or ctx ends. A supervisor that
-// died changes nothing: the kernel kills us with it, and until then the disk is served.
+// commands serves the supervisor until it asks to stop (then its request's ID is returned) or ctx ends. A stop cancels the
+// commands that run: a growth may take hours, and who wants it asks again. A supervisor that died changes nothing: the
+// kernel kills us with it, and until then the disk is served.
 func (w *process) commands(ctx context.Context) (stopID uint64, err error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	running, cancel := context.WithCancelCause(ctx)
+	defer cancel(errStop)
 	unwatch := context.AfterFunc(ctx, func() { _ = w.ctl.c.SetReadDeadline(time.Now()) })
 	defer unwatch()
 	for {
@@ -248,7 +251,10 @@ func (w *process) commands(ctx context.Context) (stopID uint64, err error) {
 			return fr.ID, nil
 		}
 		wg.Go(func() {
-			body, err := w.command(ctx, fr)
+			body, err := w.command(running, fr)
+			if err != nil && errors.Is(context.Cause(running), errStop) {
+				err = fault.New(fault.Unavailable, "try again when it is attached again", "disk %s is being stopped: %w", w.cfg.ID, err)
+			}
 			if serr := w.ctl.send(opAnswer, fr.ID, body, err); serr != nil {
 				w.p.Log.Error("answer the supervisor", "request", fr.Op, "error", serr)
 			}

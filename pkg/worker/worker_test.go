@@ -82,7 +82,15 @@ func (d *testDisk) Flush() error {
 func (d *testDisk) Discard(off, n int64) error     { return d.f.Punch(off, n) }
 func (d *testDisk) WriteZeroes(off, n int64) error { return d.f.Zero(off, n) }
 func (d *testDisk) Size() int64                    { return d.size.Load() }
-func (d *testDisk) Grow(_ context.Context, n int64) error {
+func (d *testDisk) Grow(ctx context.Context, n int64) error {
+	if os.Getenv("WORKER_TEST") == "endless growth" {
+		f, err := d.dir.Open("growing", fsx.ReadWrite|fsx.Create) // for the test to see
+		if err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return errors.Join(ctx.Err(), f.Close())
+	}
 	d.size.Store(n)
 	return d.f.Truncate(n)
 }
@@ -367,6 +375,27 @@ func TestPoison(t *testing.T) {
 		t.Errorf("Stop: %v", err)
 	}
 	<-h.Done()
+}
+
+// TestStopEndsAGrowth: a stop does not wait for the hours that a growth takes.
+func TestStopEndsAGrowth(t *testing.T) {
+	r := newRig(t)
+	h := start(t, supervisor(t, "endless growth"), r)
+	grown := make(chan error, 1)
+	go func() {
+		_, err := h.Grow(within(t, 2*long), 16384)
+		grown <- err
+	}()
+	eventually(t, "the growth runs", func() bool {
+		_, err := os.Stat(filepath.Join(r.dir, "growing"))
+		return err == nil
+	})
+	if err := h.Stop(within(t, long)); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(h.Kill(), <-grown); fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "stopped") {
+		t.Errorf("Grow: %v", err)
+	}
 }
 
 // TestStopIsHeardLater: a stop that fails after its caller gave up is told to whoever stops the disk again.
