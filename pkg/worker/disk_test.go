@@ -1,6 +1,9 @@
 package worker
 
 import (
+	"context"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -88,5 +91,59 @@ func TestTakeoverAfterSplitGrowth(t *testing.T) {
 	r.Takeover = true
 	if c := openDisk(t, r); c.Size() != size || len(c.Links()[0].Extents()) != 2 {
 		t.Errorf("%d bytes in %d extents", c.Size(), len(c.Links()[0].Extents()))
+	}
+}
+
+// touched is a directory that remembers which files were read.
+type touched struct {
+	fsx.Dir
+	names map[string]bool
+}
+
+type touchedFile struct {
+	fsx.File
+	touch func()
+}
+
+func (d touched) Open(name string, flag fsx.Flag) (fsx.File, error) {
+	f, err := d.Dir.Open(name, flag)
+	if err != nil {
+		return nil, err
+	}
+	return touchedFile{f, func() { d.names[name] = true }}, nil
+}
+
+func (f touchedFile) ReadAt(p []byte, off int64) (int, error) {
+	f.touch()
+	return f.File.ReadAt(p, off)
+}
+
+// Whoever opens a disk for writing first waits for the writes of a dead process, whether it knows of one or not.
+func TestEveryWriterSettles(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		readOnly bool
+		takeover bool
+		want     []string
+	}{
+		{"afresh", false, false, []string{"disk-s001.vmdk", "disk.vmdk"}},
+		{"take-over", false, true, []string{"disk-s001.vmdk", "disk.vmdk"}},
+		{"read-only", true, false, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := touched{sparseDisk(t, 1<<20).Dir, map[string]bool{}}
+			var got []string
+			opened := false
+			w := &process{cfg: config{ReadOnly: c.readOnly}, p: Params{Open: func(context.Context, OpenRequest) (Disk, error) {
+				got, opened = slices.Sorted(maps.Keys(d.names)), true
+				return noDisk{}, nil
+			}}}
+			if err := w.open(t.Context(), d, ready{Takeover: c.takeover}); err != nil || !opened {
+				t.Fatalf("opened %v: %v", opened, err)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("before the disk was opened %v were read, want %v", got, c.want)
+			}
+		})
 	}
 }

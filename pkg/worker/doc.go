@@ -13,7 +13,7 @@
 //  2. A successor first claims the table. The claim is the kernel's proof that no thread of the predecessor is left, so no
 //     request of the predecessor is still on its way to a file. On file systems whose direct writes can outlive a killed
 //     process (NFS waits killably, fs/nfs/direct.c), it then touches every file through the page cache, which waits for
-//     them.
+//     them. Who opens the disk afresh for writing does so too: the predecessor may have died with everybody who knew it.
 //  3. It opens the chain as a take-over (no check of an unclean disk), and the chain applies the pending entries.
 //  4. It asks the kernel for every unanswered request again, and serves.
 //

@@ -135,7 +135,9 @@ func (w *process) configure() error {
 }
 
 func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
-	if started.Takeover && !w.cfg.ReadOnly {
+	if !w.cfg.ReadOnly {
+		// Not for a take-over only: when hostd and the node plugin died together, the dead worker's device and table are
+		// gone, and its successor seems to be the first.
 		if err := settle(dir); err != nil {
 			return err
 		}
