@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
+	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
@@ -126,19 +127,40 @@ func (v Devices) Release(ctx context.Context, id string) error {
 		return err
 	}
 	for _, a := range all {
-		d, err := loop.Open(a.Path, a.ReadOnly)
-		if err == nil {
-			err = d.Detach()
-		}
-		if err != nil && !errors.Is(err, fault.Precondition) && !errors.Is(err, fault.NotFound) {
-			return err
-		}
-		if err := loop.WaitReleased(ctx, a.Number, a.Backing); errors.Is(err, fault.Timeout) {
-			return fault.New(fault.InUse, "find who has it open or mounted (fuser, another mount namespace), end that, and try again",
-				"%s of disk %s is still in use: %w", a.Path, id, err)
-		} else if err != nil {
+		if err := v.release(ctx, id, a); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// release detaches one device. One with autoclear goes with its last user in any case.
+func (v Devices) release(ctx context.Context, id string, a loop.Attached) error {
+	if !a.AutoClear {
+		if err := v.detach(id, a); err != nil {
+			return err
+		}
+	}
+	err := loop.WaitReleased(ctx, a.Number, a.Backing)
+	if errors.Is(err, fault.Timeout) {
+		return fault.New(fault.InUse, "find who has it open or mounted (fuser, another mount namespace), end that, and try again",
+			"%s of disk %s is still in use: %w", a.Path, id, err)
+	}
+	return err
+}
+
+func (v Devices) detach(id string, a loop.Attached) error {
+	d, err := loop.Open(a.Path, a.ReadOnly)
+	if errors.Is(err, fault.Precondition) || errors.Is(err, fault.NotFound) { // it went away by itself
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// While it was not held it could become another disk's.
+	again, err := v.whole(id)
+	if err != nil || !slices.ContainsFunc(again, func(b loop.Attached) bool { return b.Number == a.Number }) {
+		return errors.Join(err, d.Close())
+	}
+	return d.Detach()
 }
