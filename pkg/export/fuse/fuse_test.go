@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +115,29 @@ func (s session) Close() error { return s.CloseMount() }
 
 func TestConformance(t *testing.T) {
 	exporttest.Run(t, "disk", func(t *testing.T) exporttest.Session { return session{newSession(t), t} })
+}
+
+// An open that was given up, and could not be aborted, succeeds when a server comes after all: its file must not stay open.
+func TestAbandonedOpenIsClosed(t *testing.T) {
+	s := newSession(t)
+	minor := s.minor
+	s.minor = 1 << 20 // a connection that does not exist: the abort fails
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	f, err := s.OpenDisk(ctx, os.O_RDWR)
+	if fault.KindOf(err) != fault.Timeout || !strings.Contains(err.Error(), "cannot be aborted") {
+		t.Fatalf("OpenDisk without a server: %v, %v", f, err)
+	}
+	s.minor = minor
+	v := serve(t, s, export.Params{Disk: newMemory(1 << 20)})
+	// The session's file system ends with the mount, unless somebody has the file open.
+	v.open(t, os.O_RDWR).Close()
+	if err := s.CloseMount(); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.wait(t); err != nil {
+		t.Error(err)
+	}
 }
 
 // A size is not the guest's to change through the file.

@@ -95,10 +95,17 @@ func (s *Session) OpenDisk(ctx context.Context, flags int) (*os.File, error) {
 		fd  int
 		err error
 	}
-	done := make(chan opened, 1)
+	done := make(chan opened)
+	abandoned := make(chan struct{})
 	go func() {
 		f, err := unix.Openat(fd, s.name, flags|unix.O_CLOEXEC, 0)
-		done <- opened{f, err}
+		select {
+		case done <- opened{f, err}:
+		case <-abandoned: // a file that nobody knows would keep the session's file system for ever
+			if err == nil {
+				_ = unix.Close(f)
+			}
+		}
 	}()
 	var aborted error
 	var o opened
@@ -107,7 +114,9 @@ func (s *Session) OpenDisk(ctx context.Context, flags int) (*os.File, error) {
 	case <-ctx.Done():
 		aborted = context.Cause(ctx)
 		if err := s.Abort(); err != nil {
-			// The open ends when the last duplicate of Dev is closed; until then its thread stays in the kernel.
+			// The open ends when a server answers after all, or the last duplicate of Dev is closed; until then its thread
+			// stays in the kernel, and nobody can wait for it.
+			close(abandoned)
 			return nil, fault.New(fault.Timeout, "restart hostd, then try again",
 				"open %s: no answer from the server (%w), and the session cannot be aborted: %w", s.name, aborted, err)
 		}
