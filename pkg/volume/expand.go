@@ -65,12 +65,19 @@ func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, rec datastore
 	} else {
 		err = v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format))
 	}
-	if errors.Is(err, fault.Poisoned) {
-		// What the descriptors say now may not survive: the disk stays growing and held, whoever opens it next finishes.
+	if errors.Is(err, fault.Poisoned) || server != nil && unanswered(err) {
+		// What the descriptors say now may not survive, or may not be the end of it: the disk stays growing and held. Whoever
+		// opens it next, or a repeated Expand, finishes.
 		return m, fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing)
 	}
 	next, serr := v.settle(ctx, vol, m, server == nil)
 	return next, errors.Join(fault.Wrap(err, "expand disk %s to %d bytes", vol.ID(), m.Growing), serr)
+}
+
+// unanswered tells that a worker may still be at the growth, or has died at an unknown point of it.
+func unanswered(err error) bool {
+	kind := fault.KindOf(err)
+	return kind == fault.Timeout || kind == fault.Unavailable
 }
 
 // settle is step 3: the manifest says what the descriptors say now, whatever the growth did.

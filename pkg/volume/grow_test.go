@@ -2,6 +2,7 @@ package volume_test
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
@@ -50,5 +52,40 @@ func TestInterruptedGrowthKeepsItsExtents(t *testing.T) {
 	}
 	if err := v.Release(t.Context(), d.ID, o.Epoch, false); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// silent is a worker that does not answer, and grows on.
+type silent struct{ kind fault.Kind }
+
+func (s silent) Grow(context.Context, int64) error {
+	return fault.New(s.kind, "", "the worker did not answer")
+}
+
+// The worker finishes a growth after its supervisor gave up: the manifest must not have settled on the old size.
+func TestGrowthWithoutAnAnswer(t *testing.T) {
+	for _, kind := range []fault.Kind{fault.Timeout, fault.Unavailable} {
+		p := place{t.TempDir()}
+		v := p.host(t, "a", "1")
+		d := create(t, v, "x")
+		o := acquire(t, v, d.ID)
+		_, err := v.Expand(t.Context(), d.ID, 8*mib, silent{kind})
+		wantKind(t, err, kind, "expand")
+		dir, err := fsx.OpenRoot(filepath.Join(p.path, "volumes", d.ID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if err := (volume.VMDK{}).Grow(t.Context(), dir, o.Links, 8*mib, host.Thin); err != nil {
+			t.Fatal(err)
+		}
+		o = acquire(t, p.host(t, "a", "2"), d.ID) // the machine was restarted
+		c, err := chain.Open(dir, volume.Refs(o.Links), chain.Options{})
+		if err != nil {
+			t.Fatalf("attached with %d bytes: %v", o.Size, err)
+		}
+		if err := c.Close(); err != nil || o.Size != 8*mib {
+			t.Errorf("attached with %d bytes: %v", o.Size, err)
+		}
 	}
 }
