@@ -55,6 +55,10 @@ type ports interface {
 // Run serves until ctx ends.
 func (o *ControllerOptions) Run(ctx context.Context) error {
 	var p ports
+	ready := func(ctx context.Context) error {
+		_, err := p.Datastores(ctx)
+		return err
+	}
 	switch {
 	case o.Kubernetes && o.Hostd != "":
 		return fault.New(fault.Invalid, "use one of them", "--kubernetes and --hostd are two ways to the hosts")
@@ -63,17 +67,14 @@ func (o *ControllerOptions) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		p = kube.NewClient(kube.ClientParams{API: api, Log: logger("kube")})
+		objects := kube.NewClient(kube.ClientParams{API: api, Log: logger("kube")})
+		p, ready = objects, objects.Reachable
 	case o.Hostd == "":
 		return fault.New(fault.Invalid, "name a vmdk-hostd's socket by --hostd", "--kubernetes=false needs a way to a host")
 	default:
 		hostd := wire.NewClient(o.Hostd)
 		defer hostd.Close()
 		p = hostd
-	}
-	ready := func(ctx context.Context) error {
-		_, err := p.Datastores(ctx)
-		return err
 	}
 	server, registry, err := newServer(o.Endpoint, ready)
 	if err != nil {

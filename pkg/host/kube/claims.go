@@ -4,9 +4,6 @@ import (
 	"context"
 	"slices"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -121,8 +118,7 @@ func (c *Client) reaches(ctx context.Context, vd *v1alpha1.VirtualDisk, node str
 // hasSlot counts the node's claims. Two claims at once may both see the last slot: the host has the last word at attach.
 func (c *Client) hasSlot(ctx context.Context, node string) error {
 	var all v1alpha1.VirtualDiskList
-	// Any version will do for a count, and spares etcd a read of everything.
-	if err := c.api.List(ctx, &all, &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: "0"}}); err != nil {
+	if err := c.api.List(ctx, &all, anyVersion()); err != nil {
 		return apiFault(err, "count the disks of node %s", node)
 	}
 	n := 0

@@ -161,22 +161,29 @@ func (c *Client) objects(ctx context.Context) ([]v1alpha1.VirtualDisk, error) {
 	}
 }
 
+// Reachable says why the API does not serve the project's objects to this process; nil: it does. It is asked every few
+// seconds, and costs one small request.
+func (c *Client) Reachable(ctx context.Context) error {
+	err := c.api.List(ctx, &v1alpha1.DatastoreList{}, client.Limit(1))
+	return apiFault(err, "list datastores")
+}
+
 // Datastores lists them as the hosts report; a host whose Node is gone or not ready is not ready here either.
 func (c *Client) Datastores(ctx context.Context) ([]host.Datastore, error) {
 	var stores v1alpha1.DatastoreList
 	if err := c.api.List(ctx, &stores); err != nil {
 		return nil, apiFault(err, "list datastores")
 	}
-	nodes := newNodes(c.api)
+	nodes, err := allNodes(ctx, c.api)
+	if err != nil {
+		return nil, err
+	}
 	var out []host.Datastore
 	for i := range stores.Items {
 		ds := &stores.Items[i]
 		d := host.Datastore{Name: ds.Name, Scope: host.Scope(ds.Spec.Scope)}
 		for _, h := range ds.Status.Hosts {
-			state, err := nodes.state(ctx, h.Host)
-			if err != nil {
-				return nil, err
-			}
+			state := nodes[h.Host]
 			if !state.exists {
 				continue
 			}

@@ -40,15 +40,33 @@ func (n *nodes) state(ctx context.Context, name string) (nodeState, error) {
 	case err != nil:
 		return s, apiFault(err, "read node %s", name)
 	default:
-		s = nodeState{exists: true, ready: true}
-		for _, c := range node.Status.Conditions {
-			if c.Type == corev1.NodeReady {
-				s.ready = c.Status == corev1.ConditionTrue
-			}
-		}
+		s = stateOf(&node)
 	}
 	n.seen[name] = s
 	return s, nil
+}
+
+func stateOf(node *corev1.Node) nodeState {
+	s := nodeState{exists: true, ready: true}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			s.ready = c.Status == corev1.ConditionTrue
+		}
+	}
+	return s
+}
+
+// allNodes is the state of every node, in one request.
+func allNodes(ctx context.Context, api client.Reader) (map[string]nodeState, error) {
+	var list corev1.NodeList
+	if err := api.List(ctx, &list, anyVersion()); err != nil {
+		return nil, apiFault(err, "list nodes")
+	}
+	all := make(map[string]nodeState, len(list.Items))
+	for i := range list.Items {
+		all[list.Items[i].Name] = stateOf(&list.Items[i])
+	}
+	return all, nil
 }
 
 func (c *Client) datastore(ctx context.Context, name string) (*v1alpha1.Datastore, error) {

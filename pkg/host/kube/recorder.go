@@ -283,7 +283,8 @@ func (r *recorder) compare(ctx context.Context) error {
 		return err
 	}
 	var all v1alpha1.VirtualDiskList
-	if err := r.api.List(ctx, &all); err != nil {
+	// A difference that is none any more costs a read of the object, no write.
+	if err := r.api.List(ctx, &all, anyVersion()); err != nil {
 		return apiFault(err, "list disks")
 	}
 	if err := r.remember(ctx, all.Items); err != nil {
