@@ -98,6 +98,27 @@ func patchDescriptor(d fsx.Dir, name string, old, text []byte) (err error) {
 	return f.Datasync()
 }
 
+// Rewrite makes what the descriptor reads as durable. After a sync that failed a file may read as the medium never will,
+// and counts as synced (fsync(2), ERRORS): only writing it again brings it there. All sectors are written, in the order of
+// patchDescriptor, in place: it takes no room of a full datastore.
+func (l *Link) Rewrite() (err error) {
+	f, err := l.dir.Open(l.Name, fsx.ReadWrite)
+	if err != nil {
+		return err
+	}
+	defer func() { err = fault.Wrap(errors.Join(err, f.Close()), "descriptor %s", l.Name) }()
+	base, text := int64(0), l.desc.Load().Text()
+	if l.embedded {
+		base = int64(l.extents[0].sp.h.descOff) * SectorSize
+	}
+	for at := (len(text) - 1) / SectorSize * SectorSize; at >= 0; at -= SectorSize {
+		if _, err := f.WriteAt(text[at:min(at+SectorSize, len(text))], base+int64(at)); err != nil {
+			return err
+		}
+	}
+	return f.Datasync()
+}
+
 // storeEmbedded rewrites an embedded descriptor from its last sector to its first, which holds version, CID and
 // createType, with a sync before that one. There is no second copy; a crash in between can mix old and new lines, so
 // this is called for changes of values only, and while no guest writes.

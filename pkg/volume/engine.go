@@ -72,7 +72,10 @@ func (VMDK) Grow(ctx context.Context, d fsx.Dir, links []datastore.Link, size in
 
 // Recover implements Engine.
 func (VMDK) Recover(_ context.Context, d fsx.Dir, links []datastore.Link) error {
-	return withChain(d, links, host.Thin, (*chain.Chain).Flush)
+	return withChain(d, links, host.Thin, func(c *chain.Chain) error {
+		head := c.Links()[len(c.Links())-1]
+		return errors.Join(c.Flush(), head.Rewrite())
+	})
 }
 
 // withChain opens the chain for writing, which checks and mends an unclean head, and closes it cleanly.
