@@ -65,7 +65,11 @@ func CopyRange(dst, src File, srcOff, dstOff, n int64) error {
 		}
 		start, stop = min(start, end), min(stop, end)
 		if start > at {
-			if err := dst.Punch(dstOff+at-srcOff, start-at); err != nil {
+			err := dst.Punch(dstOff+at-srcOff, start-at)
+			if errors.Is(err, fault.Unsupported) {
+				err = dst.Zero(dstOff+at-srcOff, start-at)
+			}
+			if err != nil {
 				return err
 			}
 		}

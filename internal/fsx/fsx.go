@@ -68,9 +68,11 @@ type File interface {
 	// Allocate reserves space for the range and grows the file to its end if needed (fallocate mode 0). Where the file
 	// system cannot, fault.Unsupported.
 	Allocate(off, n int64) error
-	// Punch frees the range, which then reads as zeros; the size stays. Where the file system cannot, it writes zeros.
+	// Punch frees the range, which then reads as zeros; the size stays. Where the file system cannot (NFS before 4.2),
+	// fault.Unsupported, and nothing is changed: writing zeros instead would take the space that is to be given back.
 	Punch(off, n int64) error
-	// Zero makes the range read as zeros and keeps it allocated where the file system can; the size stays.
+	// Zero makes the range read as zeros and keeps it allocated where the file system can, else it writes zeros; the size
+	// stays.
 	Zero(off, n int64) error
 	// Clone shares or copies a range of src into this file (FICLONERANGE, else copy_file_range, else read and write).
 	Clone(src File, srcOff, dstOff, n int64) error

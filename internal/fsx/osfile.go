@@ -145,8 +145,8 @@ func (f *osFile) Zero(off, n int64) error {
 	return f.clear("zero", unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
-// clear makes the part of the range inside the file read as zeros by fallocate(2), or by writing zeros where the file
-// system has no such mode.
+// clear makes the part of the range inside the file read as zeros by fallocate(2). Where the file system has no such mode
+// it writes zeros, except to punch.
 func (f *osFile) clear(op string, mode uint32, off, n int64) error {
 	if err := f.mayWrite(op, off, n); err != nil {
 		return err
@@ -161,7 +161,7 @@ func (f *osFile) clear(op string, mode uint32, off, n int64) error {
 	f.mu.Lock() // a part of a page is zeroed through the page cache: no direct write beside it
 	err = noEINTR(func() error { return unix.Fallocate(f.fd, mode, off, n) })
 	f.mu.Unlock()
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+	if mode&unix.FALLOC_FL_PUNCH_HOLE == 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)) {
 		return writeZeros(f, off, n)
 	}
 	return Failure(op, f.path, err)

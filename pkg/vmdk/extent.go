@@ -21,7 +21,12 @@ type Extent struct {
 	sp       *sparse  // Sparse only
 	writable bool
 	unsynced atomic.Bool // data was written since the last SyncData
+	solid    atomic.Bool // the file system refused to punch
 }
+
+// Solid tells that the extent's file cannot be punched, as far as was tried: grains that are given up stay lost until the
+// disk is compacted, so they should not be given up.
+func (e *Extent) Solid() bool { return e.solid.Load() }
 
 // End is the first byte of the disk behind the extent.
 func (e *Extent) End() int64 { return e.Start + e.Len }
@@ -81,11 +86,15 @@ func (e *Extent) WriteFile(p []byte, fileOff int64) error {
 	return nil
 }
 
-// ZeroFile makes a range of the file read as zeros; punch also gives the space back where the file system can.
+// ZeroFile makes a range of the file read as zeros; punch also gives the space back. Kinds: Unsupported (the file system
+// cannot punch, and nothing was changed).
 func (e *Extent) ZeroFile(fileOff, n int64, punch bool) error {
 	var err error
 	if punch {
-		err = e.data.Punch(fileOff, n)
+		if err = e.data.Punch(fileOff, n); fault.KindOf(err) == fault.Unsupported {
+			e.solid.Store(true)
+			return err
+		}
 	} else {
 		err = e.data.Zero(fileOff, n)
 	}

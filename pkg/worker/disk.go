@@ -82,7 +82,7 @@ func (g *guard) tell(err error) {
 }
 
 func (g *guard) note(err error, flush bool) error {
-	if err != nil {
+	if err != nil && fault.KindOf(err) != fault.Unsupported { // a discard that cannot be is no trouble
 		g.tell(err)
 	}
 	if err != nil && (flush || fault.KindOf(err) == fault.Poisoned) && g.poisoned.CompareAndSwap(false, true) {

@@ -147,3 +147,21 @@ func TestEveryWriterSettles(t *testing.T) {
 		})
 	}
 }
+
+// solid is a disk on a file system that cannot punch holes.
+type solid struct{ noDisk }
+
+func (solid) Discard(int64, int64) error { return fault.New(fault.Unsupported, "", "no holes here") }
+
+// What a disk cannot do at all is no trouble that an administrator should look at.
+func TestUnsupportedIsNoTrouble(t *testing.T) {
+	told := 0
+	g := &guard{Disk: solid{}, poison: func() { t.Error("poisoned") }, trouble: func(error) { told++ }}
+	if err := g.Discard(0, 512); fault.KindOf(err) != fault.Unsupported || told != 0 {
+		t.Errorf("discard: %v, told %d times", err, told)
+	}
+	g.poison = func() {}
+	if err := g.Flush(); err == nil || told != 1 {
+		t.Errorf("flush: %v, told %d times", err, told)
+	}
+}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmdk-csi/vmdk-csi/pkg/block"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
@@ -120,6 +121,22 @@ func TestMessages(t *testing.T) {
 				t.Errorf("errno %v with %d bytes, %v; want %v with %d", errno, len(body), err, c.errno, c.body)
 			}
 		})
+	}
+}
+
+// solid is a disk on a file system that cannot punch holes.
+type solid struct{ block.Device }
+
+func (solid) Discard(int64, int64) error { return fault.New(fault.Unsupported, "", "no holes here") }
+
+// TestDiscardUnsupported: the kernel must hear that there is none, not that the disk failed, nor that the range was zeroed.
+func TestDiscardUnsupported(t *testing.T) {
+	for mode, want := range map[uint64]unix.Errno{fallocPunch: unix.EOPNOTSUPP, fallocZero: 0} {
+		errno, _, err := conversation(t, export.Params{Name: "disk", Disk: solid{newMemory(4096)}},
+			message(opFallocate, diskNode, u64s(0, 0, 512, mode)))
+		if err != nil || errno != want {
+			t.Errorf("mode %#x: errno %v, %v, want %v", mode, errno, err, want)
+		}
 	}
 }
 

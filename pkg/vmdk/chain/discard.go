@@ -6,7 +6,8 @@ import (
 )
 
 // Discard implements block.Device. On a base, whole grains lose their place; in a child, where a missing grain would show
-// the parent, they keep it and become a hole of the file: readable for every program, and as small.
+// the parent, they keep it and become a hole of the file: readable for every program, and as small. Kinds: Unsupported (the
+// file system cannot punch; some of the range may read as zeros already).
 func (c *Chain) Discard(off, n int64) error { return c.zero(off, n, true) }
 
 // WriteZeroes implements block.Device. Allocated grains keep their place.
@@ -21,9 +22,11 @@ func (c *Chain) zero(off, n int64, discard bool) error {
 		e := c.head.At(off)
 		k := min(n, e.End()-off)
 		var err error
-		switch e.Kind {
-		case vmdk.Zero:
-		case vmdk.Flat:
+		switch {
+		case discard && e.Solid():
+			err = fault.New(fault.Unsupported, "", "the file system of extent %s cannot punch holes", e.Name)
+		case e.Kind == vmdk.Zero:
+		case e.Kind == vmdk.Flat:
 			if err = c.beginExtent(e); err == nil {
 				var r vmdk.Run
 				if r, err = e.Run(off-e.Start, k); err == nil {
