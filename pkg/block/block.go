@@ -16,7 +16,7 @@ type Device interface {
 	// Flush makes every write, discard and zeroing acknowledged before the call durable.
 	Flush() error
 	// Discard gives the space of the range back where that is cheap. Afterwards the range reads as zeros
-	// (never as a parent's content).
+	// (never as a parent's content). Kind: Unsupported (what holds the data cannot give space back; nothing changed).
 	Discard(off, n int64) error
 	// WriteZeroes makes the range read as zeros.
 	WriteZeroes(off, n int64) error
