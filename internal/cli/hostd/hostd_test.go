@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -288,6 +289,10 @@ func TestHealth(t *testing.T) {
 		"/healthz": "ok", "/readyz": "ok", "/readyz?verbose": "datastore gone is not ready", "/metrics": `vmdk_hostd_datastore_ready{datastore="gone"} 0`,
 	} {
 		resp, err := http.Get("http://" + p.health + path)
+		for end := time.Now().Add(10 * time.Second); errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond) // the socket serves a moment before the health endpoint listens
+			resp, err = http.Get("http://" + p.health + path)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
