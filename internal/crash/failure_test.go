@@ -40,12 +40,14 @@ const (
 	powers          // the power fails
 	succeeds        // a new process takes over what was left and uses it, then the power fails
 	releases        // the host takes the disk back from a worker that is gone, then the power fails
+	adopts          // another worker takes the disk over and closes it unused, then the power fails
 )
 
-var endings = []ending{powers, succeeds, releases}
+var endings = []ending{powers, succeeds, releases, adopts}
 
 func (e ending) String() string {
-	return [...]string{"", ", then the power fails", ", then a new process and a power failure", ", then a release and a power failure"}[e]
+	return [...]string{"", ", then the power fails", ", then a new process and a power failure", ", then a release and a power failure",
+		", then a take-over and a power failure"}[e]
 }
 
 // injected is one run: in the last operation of s, the n-th file system operation fails.
@@ -121,6 +123,12 @@ func (i injected) run() error {
 		cerr = i.s.comeBack(w.fs, "boot-1", events)
 	case releases:
 		cerr = i.release(w)
+	case adopts:
+		if !i.f.dies || w.disk == nil {
+			return nil // there is nothing to take over
+		}
+		w.fs.Heal()
+		cerr = i.adopt(w, w.fs, func(*world) error { return nil })
 	}
 	if cerr != nil {
 		return fmt.Errorf("after the error %v%s: %w", err, i.then, cerr)
@@ -203,12 +211,24 @@ func (i injected) takeOver(w *world) error {
 	if w.disk == nil {
 		return nil
 	}
+	left := w.fs.Survivor()
+	return i.adopt(w, left, func(next *world) error {
+		p := after(left.Events())
+		p.settle()
+		if err := next.checkSize(p); err != nil {
+			return err
+		}
+		return next.checkContent(p)
+	})
+}
+
+// adopt ends w's worker and opens its disk on fs as its successor does; then it is looked at, and closed cleanly.
+func (i injected) adopt(w *world, fs *sim.FS, look func(next *world) error) error {
 	pending, epoch := w.disk.pending, w.disk.epoch
 	_ = w.disk.Abandon()
 	_ = w.disk.dir.Close()
 	w.disk = nil
-	left := w.fs.Survivor()
-	next, err := open(left, i.s.typ, "boot-1")
+	next, err := open(fs, i.s.typ, "boot-1")
 	if err != nil {
 		return err
 	}
@@ -230,13 +250,8 @@ func (i injected) takeOver(w *world) error {
 	if err != nil {
 		return errors.Join(err, dir.Close())
 	}
-	next.disk = &attached{Chain: c, fs: left, dir: dir, epoch: epoch, pending: pending}
-	p := after(left.Events())
-	p.settle()
-	if err := next.checkSize(p); err != nil {
-		return err
-	}
-	if err := next.checkContent(p); err != nil {
+	next.disk = &attached{Chain: c, fs: fs, dir: dir, epoch: epoch, pending: pending}
+	if err := look(next); err != nil {
 		return err
 	}
 	return errors.Join(next.detach(), next.checkStructure(), next.checkReleased())
