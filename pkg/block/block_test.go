@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/block"
@@ -65,54 +66,61 @@ func (s slow) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func TestGate(t *testing.T) {
-	first, second := block.Memory(4096), block.Memory(8192)
-	s := slow{first, make(chan struct{}), make(chan struct{})}
-	g := block.NewGate(s)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	write := func(b byte) {
-		wg.Go(func() {
-			if _, err := g.WriteAt([]byte{b}, 0); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	write(1)
-	<-s.entered
-	// A request inside: Close does not return, and a deadline opens the gate again.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := g.Close(ctx); !errors.Is(err, fault.Timeout) {
-		t.Fatalf("Close with a request inside: %v", err)
-	}
-	write(2)
-	<-s.entered // let in, so the gate is open
-	closed := make(chan error)
-	wg.Go(func() { closed <- g.Close(t.Context()) })
-	for errors.Is(g.Close(ctx), fault.Timeout) { // until the other Close holds the gate
-	}
-	write(3) // waits in front
-	select {
-	case <-s.entered:
-		t.Fatal("a request passed a closed gate")
-	case err := <-closed:
-		t.Fatal("Close returned with requests inside", err)
-	case <-time.After(20 * time.Millisecond):
-	}
-	s.release <- struct{}{}
-	s.release <- struct{}{}
-	if err := <-closed; err != nil {
-		t.Fatal(err)
-	}
-	if g.Swap(second) != block.Device(s) || g.Size() != 8192 {
-		t.Fatal("Swap")
-	}
-	g.Open()
-	wg.Wait()
-	p := make([]byte, 1)
-	if _, err := second.ReadAt(p, 0); err != nil || p[0] != 3 {
-		t.Fatalf("the waiting write did not reach the new device: %v, %v", p, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		first, second := block.Memory(4096), block.Memory(8192)
+		s := slow{first, make(chan struct{}), make(chan struct{})}
+		g := block.NewGate(s)
+		var wg sync.WaitGroup
+		write := func(b byte) {
+			wg.Go(func() {
+				if _, err := g.WriteAt([]byte{b}, 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		write(1)
+		<-s.entered
+		// A request inside: Close does not return, and a deadline opens the gate again.
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if err := g.Close(ctx); !errors.Is(err, fault.Timeout) {
+			t.Fatalf("Close with a request inside: %v", err)
+		}
+		write(2)
+		<-s.entered // let in, so the gate is open
+		closed := make(chan error, 1)
+		wg.Go(func() { closed <- g.Close(t.Context()) })
+		synctest.Wait() // Close holds the gate and waits for the two inside
+		write(3)        // waits in front
+		synctest.Wait()
+		select {
+		case <-s.entered:
+			t.Fatal("a request passed a closed gate")
+		case err := <-closed:
+			t.Fatal("Close returned with requests inside", err)
+		default:
+		}
+		s.release <- struct{}{}
+		synctest.Wait()
+		select {
+		case err := <-closed:
+			t.Fatal("Close returned with a request inside", err)
+		default:
+		}
+		s.release <- struct{}{}
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		if g.Swap(second) != block.Device(s) || g.Size() != 8192 {
+			t.Fatal("Swap")
+		}
+		g.Open()
+		wg.Wait()
+		p := make([]byte, 1)
+		if _, err := second.ReadAt(p, 0); err != nil || p[0] != 3 {
+			t.Fatalf("the waiting write did not reach the new device: %v, %v", p, err)
+		}
+	})
 }
 
 func TestGateFail(t *testing.T) {
