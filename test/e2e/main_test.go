@@ -44,7 +44,11 @@ func run(m *testing.M) (code int) {
 	}
 	if os.Getenv("VMDK_CSI_E2E_KEEP") == "" {
 		defer func() {
-			if err := script("hack/kind/down.sh"); err != nil {
+			args := []string{"--wipe"}
+			if code != 0 {
+				args = nil // the files of the nodes are evidence
+			}
+			if err := script("hack/kind/down.sh", args...); err != nil {
 				fmt.Fprintln(os.Stderr, "e2e: the cluster was not removed:", err)
 				code = 1
 			}
