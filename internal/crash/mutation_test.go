@@ -86,7 +86,7 @@ func TestEverySyncIsNeeded(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("SEED=%d: %d sync calls", seed, len(bySite))
-	if len(bySite) < 8 {
+	if len(bySite) < 8 && !testing.Short() {
 		t.Fatal("too few: the code was not exercised")
 	}
 	broken, err := injections()
@@ -95,7 +95,7 @@ func TestEverySyncIsNeeded(t *testing.T) {
 	}
 	sites := slices.Sorted(maps.Keys(bySite))
 	if testing.Short() {
-		sites = sites[:2]
+		sites = sites[:min(2, len(sites))]
 	}
 	if only := os.Getenv("CRASH_SITE"); only != "" { // e.g. "pkg/volume/engine.go"
 		sites = slices.DeleteFunc(sites, func(s string) bool { return !strings.HasPrefix(s, only) })
