@@ -53,8 +53,12 @@ func (e *Extent) Alloc(want int64) (sector, got int64, err error) {
 		}
 		return sector, got, nil
 	}
+	end := a.end
 	if err := a.reach(a.next + want*a.s.grain); err != nil {
 		return 0, 0, err
+	}
+	if a.end > end {
+		e.unsynced.Store(true) // a grain of zeros is not written, and must not lie behind the end of the file
 	}
 	sector = a.next
 	a.next += want * a.s.grain

@@ -367,3 +367,34 @@ func allowed(got []byte, events []any, k crashCase) error {
 	}
 	return nil
 }
+
+// TestPowerLossAfterZeroGrain: a child's first grain is one of zeros, for which nothing is written: the end of the file
+// that holds it must be durable before its table entry all the same.
+func TestPowerLossAfterZeroGrain(t *testing.T) {
+	k := crashCase{"zero", vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, Capacity: 96 << 10, GrainSectors: 8}, true, 0}
+	fs, refs := crashDisk(t, k)
+	c, err := chain.Open(fs.Root(), refs, chain.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil { // from here on only what is written needs a sync
+		t.Fatal(err)
+	}
+	fs.Record()
+	fs.Begin(change{off: 0, n: 4096})
+	if err := c.WriteZeroes(0, 4096); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	fs.Mark(change{flushed: true})
+	for cut := range fs.Crashes(64, 1) {
+		if err := crashVerify(cut, cut.Events(), refs, k); err != nil {
+			t.Fatalf("%s: %v", cut.Cut(), err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
