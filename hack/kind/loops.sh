@@ -17,10 +17,17 @@ release_disks() {
     for f in /sys/block/loop*/loop/backing_file; do
       [[ $(cat "$f" 2>/dev/null) == /vd-*@"$tag" ]] || continue
       loop=/dev/$(basename "${f%/loop/backing_file}")
-      for upper in $(losetup --list --noheadings -O NAME,BACK-FILE | awk -v l="$loop" '$2 == l { print $1 }'); do detach "$upper"; done
+      for upper in $(devices_over "$loop"); do detach "$upper"; done
       detach "$loop"
     done
   done
+}
+
+# devices_over: the loop devices over a loop device. The path that the kernel reports of it is that of a mount namespace, and
+# "/" when that is gone; its inode stays.
+devices_over() {
+  losetup --list --noheadings -O NAME,BACK-FILE,BACK-INO,BACK-MAJ:MIN |
+    awk -v l="$1" -v i="$(stat -c %i "$1")" -v d="$(mountpoint -d /dev)" '$2 == l || $3 == i && $4 == d { print $1 }'
 }
 
 # release_files: devices over files of our nodes. The path that the kernel reports was resolved in a mount namespace that may
@@ -39,5 +46,5 @@ release_files() {
 
 detach() {
   info "detaching $1, left behind by a node"
-  losetup -d "$1" || warn "$1 stays attached"
+  losetup -d "$1" 2>/dev/null || [ ! -e "/sys/block/$(basename "$1")/loop/backing_file" ] || warn "$1 stays attached"
 }
