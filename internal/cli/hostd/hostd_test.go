@@ -288,11 +288,12 @@ func TestHealth(t *testing.T) {
 	for path, want := range map[string]string{
 		"/healthz": "ok", "/readyz": "ok", "/readyz?verbose": "datastore gone is not ready", "/metrics": `vmdk_hostd_datastore_ready{datastore="gone"} 0`,
 	} {
-		resp, err := http.Get("http://" + p.health + path)
-		for end := time.Now().Add(10 * time.Second); errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(end); {
-			time.Sleep(5 * time.Millisecond) // the socket serves a moment before the health endpoint listens
+		var resp *http.Response
+		var err error
+		eventually(t, "the health endpoint listens", func() bool { // the socket serves a moment earlier
 			resp, err = http.Get("http://" + p.health + path)
-		}
+			return !errors.Is(err, syscall.ECONNREFUSED)
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
