@@ -12,6 +12,16 @@ set -euo pipefail
 
 other_clusters() { timeout 30 kind get clusters -q 2>/dev/null | grep -vxF "$CLUSTER"; }
 
+# end_node_plugins: they go before the rest of their nodes. If the last process that holds a disk's file server were also the last
+# with the disk's file system in its mount namespace, the kernel would unmount it before it closes the server, and wait for ever.
+end_node_plugins() {
+  local node
+  for node in $(node_names); do
+    timeout 30 docker exec "$node" sh -c 'systemctl stop kubelet; crictl ps -q --name vmdk-csi-node | xargs -r crictl stop -t 0' \
+      >/dev/null 2>&1 || true # a node that does not answer has no driver that runs
+  done
+}
+
 main() {
   local sort wipe='' others=''
   case ${1:-} in
@@ -29,6 +39,7 @@ main() {
   sort=$(cat "$MACHINE_FILE" 2>/dev/null || machine_sort)
   use_machine "$sort"
   if docker_answers; then
+    end_node_plugins
     # A node that hangs (a dead file server below a mount) must not keep us: the engine's end takes it along.
     timed "cluster" timeout 90 kind delete cluster -q --name "$CLUSTER" || warn "kind could not remove $CLUSTER"
     others=$(other_clusters) || true
