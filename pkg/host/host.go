@@ -113,6 +113,9 @@ type DiskSpec struct {
 	Size      int64      `json:"size"`      // capacity in bytes, a multiple of CapacityUnit
 	Format    DiskFormat `json:"format"`
 	Type      DiskType   `json:"type"`
+	// Source of the first content, nil for zeros; CloneMode says how it is taken over, default linked.
+	Source    *Source   `json:"source,omitempty"`
+	CloneMode CloneMode `json:"cloneMode,omitempty"`
 	// Host asks for a host, "" for any that reaches the datastore. It is a placement wish, not part of the identity.
 	Host string `json:"host,omitempty"`
 }
@@ -140,6 +143,11 @@ type Disk struct {
 	Phase       Phase        `json:"phase"`
 	Reason      string       `json:"reason,omitempty"` // why it is Failed, with the remedy
 	Links       []Link       `json:"links"`            // base first
+	Snapshots   []string     `json:"snapshots,omitempty"`
+	// VMwareProblem is why VMware would refuse the chain, "" if it would not.
+	VMwareProblem string `json:"vmwareProblem,omitempty"`
+	// Consolidation of links that nobody needs; nil if there are none and nothing runs.
+	Consolidation *Consolidation `json:"consolidation,omitempty"`
 	Claims      []Claim      `json:"claims,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 }
@@ -193,10 +201,12 @@ type AttachRequest struct {
 	Transport string `json:"transport,omitempty"` // order of transports, "" is the default "hotadd"
 }
 
-// Device is what a worker serves: both descriptors are held by hostd and by the node service.
+// Device is what a worker serves: the descriptors are held by hostd and by the node service.
 type Device struct {
 	Fuse  *os.File // an opened /dev/fuse whose file system was created and not yet served
 	Table *os.File // the memfd of pkg/worker/table
+	// Scratch is the throw-away redo log of a read-only attachment. hostd makes it; whoever attaches gives none.
+	Scratch *os.File
 }
 
 // Attachment is a disk that is open on a host.

@@ -27,5 +27,10 @@ func DiskID(name string) string { return "vd-" + NameHash(KindVolume, name) }
 // ValidDiskID says whether s can be the id of a disk.
 func ValidDiskID(s string) bool {
 	rest, ok := strings.CutPrefix(s, "vd-")
-	return ok && len(rest) == 32 && strings.Trim(rest, "abcdefghijklmnopqrstuvwxyz234567") == ""
+	return ok && validHash(rest)
+}
+
+// validHash says whether s can be a NameHash.
+func validHash(s string) bool {
+	return len(s) == 32 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == ""
 }
