@@ -71,6 +71,7 @@ type Keeper interface {
 // Host is the whole port, as the adapters implement it; who uses the port takes the part that it needs.
 type Host interface {
 	Disks
+	Snapshots
 	Claims
 	Datastores
 	Attacher
@@ -139,17 +140,17 @@ type Disk struct {
 	Size int64  `json:"size"` // capacity now, bytes
 	UUID string `json:"uuid"` // ddb.uuid: 32 hex digits without blanks
 	// Hosts that can attach it; empty: every host.
-	Hosts       []string     `json:"hosts,omitempty"`
-	Phase       Phase        `json:"phase"`
-	Reason      string       `json:"reason,omitempty"` // why it is Failed, with the remedy
-	Links       []Link       `json:"links"`            // base first
-	Snapshots   []string     `json:"snapshots,omitempty"`
+	Hosts     []string `json:"hosts,omitempty"`
+	Phase     Phase    `json:"phase"`
+	Reason    string   `json:"reason,omitempty"` // why it is Failed, with the remedy
+	Links     []Link   `json:"links"`            // base first
+	Snapshots []string `json:"snapshots,omitempty"`
 	// VMwareProblem is why VMware would refuse the chain, "" if it would not.
 	VMwareProblem string `json:"vmwareProblem,omitempty"`
 	// Consolidation of links that nobody needs; nil if there are none and nothing runs.
 	Consolidation *Consolidation `json:"consolidation,omitempty"`
-	Claims      []Claim      `json:"claims,omitempty"`
-	Attachments []Attachment `json:"attachments,omitempty"`
+	Claims        []Claim        `json:"claims,omitempty"`
+	Attachments   []Attachment   `json:"attachments,omitempty"`
 }
 
 // Link is one link of a disk's chain.

@@ -17,6 +17,7 @@ const Slots = 60
 
 // Memory is the port in memory, as one node sees it. On gives other nodes' views of the same disks.
 type Memory struct {
+	host.NoSnapshots
 	*state
 	node string
 }

@@ -25,6 +25,8 @@ type ClientParams struct {
 
 // Client is the controller's way to the hosts: host.Disks, host.Claims and host.Datastores by objects.
 type Client struct {
+	host.NoSnapshots
+
 	api         client.WithWatch
 	releaseWait time.Duration
 	log         *slog.Logger

@@ -42,6 +42,8 @@ type DatastoreConfig struct {
 
 // Host is a datastore host in this process.
 type Host struct {
+	host.NoSnapshots
+
 	c      Config
 	log    *slog.Logger
 	stores []*store // in order of name
