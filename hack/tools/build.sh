@@ -4,7 +4,7 @@
 #   hack/tools/build.sh [GROUP...]      build the groups (default: all, in an order useful to somebody who waits)
 #   hack/tools/build.sh --path GROUP    print the group's directory, built or not
 #
-# Groups: etcd k8s kind runtime helm sidecars lint. Their modules are the directories beside this script: go.mod and go.sum
+# Groups: etcd k8s kind runtime helm sidecars upstream lint. Their modules are the directories beside this script: go.mod and go.sum
 # are committed, so every machine builds the same sources. Results go to ${VMDK_CSI_CACHE:-/var/cache/vmdk-csi}/bin/GROUP-KEY;
 # the key is a hash of the modules, the flags and the Go version that go.mod asks for (whoever asks for a path need not have
 # Go), and a group that is there is not built again.
@@ -18,10 +18,11 @@ set -euo pipefail
 . "$HACK_DIR/lib/go.sh"
 
 TOOLS_DIR=$HACK_DIR/tools
-GROUPS_IN_ORDER=(etcd k8s kind runtime helm sidecars lint)
+GROUPS_IN_ORDER=(etcd k8s kind runtime helm sidecars upstream lint)
 
 declare -A MODULES=(
-  [etcd]=etcd [k8s]=k8s [kind]=kind [runtime]="containerd runc cni crictl coredns" [helm]=helm [sidecars]="provisioner sidecars" [lint]=lint
+  [etcd]=etcd [k8s]=k8s [kind]=kind [runtime]="containerd runc cni crictl coredns" [helm]=helm [sidecars]="provisioner sidecars"
+  [upstream]=upstream [lint]=lint
 )
 
 FLAGS="-buildvcs=false -trimpath"
@@ -86,6 +87,13 @@ build_sidecars() {
   sidecar "$1" sidecars v2.3.0 $csi/external-resizer/v2/cmd/csi-resizer
   sidecar "$1" sidecars v8.7.0 $csi/external-snapshotter/v8/cmd/csi-snapshotter $csi/external-snapshotter/v8/cmd/snapshot-controller
   sidecar "$1" provisioner v6.3.0 $csi/external-provisioner/v6/cmd/csi-provisioner
+}
+
+# Kubernetes' external storage suite, the ginkgo that runs it in several processes, and the program in its pods.
+build_upstream() {
+  info upstream
+  (cd "$TOOLS_DIR/upstream" && go test -c -o "$1/upstream.test" -ldflags "$SMALL" .)
+  go_build upstream "$1/" -ldflags "$SMALL" github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost
 }
 
 build_lint() {
