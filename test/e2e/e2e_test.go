@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/vmdk-csi/vmdk-csi/test/cluster"
 )
 
 // TestPods is everything that pods do beside each other; most of it is waiting, so `go test -parallel` says how many at a
@@ -55,9 +57,9 @@ func nothingLeft(t *testing.T) {
 		out := e.kubectl("get", "virtualdisks", "-o", "name")
 		return out, out == ""
 	})
-	roots := []string{sharedDir()}
+	roots := []string{cluster.SharedDir()}
 	for _, w := range e.workers() {
-		roots = append(roots, filepath.Join(stateDir(), w))
+		roots = append(roots, filepath.Join(cluster.StateDir(), w))
 	}
 	for _, r := range roots {
 		for _, dir := range []string{"volumes", "names"} {

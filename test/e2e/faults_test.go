@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vmdk-csi/vmdk-csi/test/cluster"
 )
 
 // steadyWriter appends a numbered line with an fsync, several times a second, and keeps going whatever happens around it.
@@ -96,7 +98,7 @@ func restarts(t *testing.T) {
 		force     bool
 	}{{"hostd", true}, {"node", true}, {"hostd", false}, {"node", false}, {"controller", true}} {
 		sel := "app.kubernetes.io/component=" + tc.component
-		args := []string{"-n", driverNamespace, "delete", "pod", "-l", sel, "--wait=false"}
+		args := []string{"-n", cluster.DriverNamespace, "delete", "pod", "-l", sel, "--wait=false"}
 		if tc.component != "controller" {
 			args = append(args, "--field-selector", "spec.nodeName="+node)
 		}
@@ -106,14 +108,14 @@ func restarts(t *testing.T) {
 		e.kubectl(args...)
 		e.advances("p", 20)
 		e.wait(podTimeout, tc.component+" is back", func() (string, bool) {
-			out, err := tryKubectl("-n", driverNamespace, "wait", "pod", "-l", sel, "--for=condition=Ready", "--timeout=5s")
+			out, err := tryKubectl("-n", cluster.DriverNamespace, "wait", "pod", "-l", sel, "--for=condition=Ready", "--timeout=5s")
 			return out, err == nil
 		})
 	}
 	// an upgrade: hostd surges, the successor takes every disk from its predecessor
-	e.kubectl("-n", driverNamespace, "rollout", "restart", "daemonset", "-l", "app.kubernetes.io/component=hostd")
+	e.kubectl("-n", cluster.DriverNamespace, "rollout", "restart", "daemonset", "-l", "app.kubernetes.io/component=hostd")
 	e.advances("p", 20)
-	e.kubectl("-n", driverNamespace, "rollout", "status", "daemonset", "-l", "app.kubernetes.io/component=hostd", "--timeout=180s")
+	e.kubectl("-n", cluster.DriverNamespace, "rollout", "status", "daemonset", "-l", "app.kubernetes.io/component=hostd", "--timeout=180s")
 	e.advances("p", 10)
 	e.complete("p")
 	e.deletePod("p")
@@ -130,7 +132,7 @@ func apiServerRestart(t *testing.T) {
 	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
 	e.running("p")
 	// the kubelet restarts its static pod
-	e.host("docker", "exec", clusterName+"-control-plane", "sh", "-c",
+	e.host("docker", "exec", cluster.Name+"-control-plane", "sh", "-c",
 		`crictl ps -q --name kube-apiserver | xargs -r crictl stop >/dev/null`)
 	e.wait(podTimeout, "the API server is back", func() (string, bool) {
 		out, err := tryKubectl("get", "--raw", "/readyz")

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"text/template"
 	"time"
+
+	"github.com/vmdk-csi/vmdk-csi/test/cluster"
 )
 
 // Waits are generous: two cores run three nodes.
@@ -302,9 +304,9 @@ func (e *env) detached(id string) {
 // files is the disk's directory on this machine.
 func (e *env) files(d disk) string {
 	e.t.Helper()
-	root := filepath.Join(stateDir(), d.Spec.Host)
+	root := filepath.Join(cluster.StateDir(), d.Spec.Host)
 	if d.Spec.Datastore == "shared" {
-		root = sharedDir()
+		root = cluster.SharedDir()
 	}
 	return filepath.Join(root, "volumes", d.Metadata.Name)
 }
