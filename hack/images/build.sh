@@ -9,6 +9,7 @@
 #   vmdk-csi-node                       the program and Debian's tools for partitions, ext4 and XFS
 #   busybox                             docker.io/library/busybox:1.37, for examples and tests
 #   csi-sidecars                        the Kubernetes CSI sidecars under registry.k8s.io/sig-storage
+#   upstream-tests                      stand-ins for the images of Kubernetes' storage tests, under their names and tags
 #
 # VERSION (default dev) is the tag of the project's images. Files: ${VMDK_CSI_CACHE:-/var/cache/vmdk-csi}/images/NAME-KEY/.
 # shellcheck disable=SC2317 # functions called by name
@@ -63,6 +64,28 @@ make_busybox_image() {
 make_sidecar_image() {
   install -D -m 755 "$("$HACK_DIR/tools/build.sh" --path sidecars)/$2" "$1/root/$2"
   image_archive "$1/$2.tar" "$1/root" "{\"Entrypoint\": [\"/$2\"]}" "registry.k8s.io/sig-storage/$2:${SIDECARS[$2]}"
+}
+
+# The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx or Debian.
+make_upstream_shell_image() {
+  busybox_tree "$(rootfs_path)" "$1/root"
+  # shellcheck disable=SC2046 # one name a line
+  image_archive "$1/$2.tar" "$1/root" '{"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' $(upstream_names busybox nginx glibc-dns-testing)
+}
+make_upstream_agnhost_image() {
+  busybox_tree "$(rootfs_path)" "$1/root"
+  install -m 755 "$("$HACK_DIR/tools/build.sh" --path upstream)/agnhost" "$1/root/agnhost"
+  # shellcheck disable=SC2046 # one name a line
+  image_archive "$1/$2.tar" "$1/root" '{"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' \
+    $(upstream_names agnhost)
+}
+# upstream_names NAME...: what the test binary itself would ask for.
+upstream_names() {
+  local n
+  for n; do
+    "$("$HACK_DIR/tools/build.sh" --path upstream)/upstream.test" -list-images -repo-root / 2>/dev/null | grep "^registry.k8s.io/e2e-test-images/$n:" | sort ||
+      die "the tests know no image $n"
+  done
 }
 
 program_tree() { # ROOT NAME
@@ -134,7 +157,14 @@ main() {
           image sidecar "$s" "=${SIDECARS[$s]}" "=$("$HACK_DIR/tools/build.sh" --path sidecars)"
         done
         ;;
-      *) die "no image '$name'; there are: ${PROJECT_IMAGES[*]} busybox csi-sidecars" ;;
+      upstream-tests)
+        rootfs_make
+        "$HACK_DIR/tools/build.sh" upstream
+        for s in shell agnhost; do
+          image "upstream_$s" "upstream-$s" "=$(rootfs_path)" "=$("$HACK_DIR/tools/build.sh" --path upstream)"
+        done
+        ;;
+      *) die "no image '$name'; there are: ${PROJECT_IMAGES[*]} busybox csi-sidecars upstream-tests" ;;
     esac
   done
 }
