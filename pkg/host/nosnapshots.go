@@ -24,7 +24,9 @@ func (NoSnapshots) CreateSnapshot(context.Context, SnapshotSpec) (Snapshot, erro
 func (NoSnapshots) DeleteSnapshot(context.Context, string) error { return noSnapshots() }
 
 // GetSnapshot implements Snapshots.
-func (NoSnapshots) GetSnapshot(context.Context, string) (Snapshot, error) { return Snapshot{}, noSnapshots() }
+func (NoSnapshots) GetSnapshot(context.Context, string) (Snapshot, error) {
+	return Snapshot{}, noSnapshots()
+}
 
 // ListSnapshots implements Snapshots.
 func (NoSnapshots) ListSnapshots(context.Context, string, int, string) ([]Snapshot, string, error) {
