@@ -45,4 +45,6 @@ const (
 	ConditionDeleted = "Deleted"
 	// ConditionVMwareReadable: VMware accepts the chain as it is (False: a capacity step in it).
 	ConditionVMwareReadable = "VMwareReadable"
+	// ConditionConsolidating: links that nobody needs are being merged (False: there are some, and they wait).
+	ConditionConsolidating = "Consolidating"
 )

@@ -18,6 +18,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Host",type=string,JSONPath=`.spec.host`,priority=1
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.attachments[0].host`
 // +kubebuilder:printcolumn:name="Slot",type=string,JSONPath=`.status.attachments[0].slot`,priority=1
+// +kubebuilder:printcolumn:name="Snapshots",type=string,JSONPath=`.status.snapshots`,priority=1
 // +kubebuilder:printcolumn:name="Claim",type=string,JSONPath=`.metadata.annotations.vmdk-csi\.io/pvc-name`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type VirtualDisk struct {
@@ -31,6 +32,8 @@ type VirtualDisk struct {
 // VirtualDiskSpec is what the controller wants.
 //
 // +kubebuilder:validation:XValidation:rule="self.sizeBytes >= self.initialSizeBytes",message="a disk never shrinks"
+// +kubebuilder:validation:XValidation:rule="has(self.source) == has(oldSelf.source)",message="source is part of the disk's identity"
+// +kubebuilder:validation:XValidation:rule="has(self.source) || !has(self.cloneMode)",message="cloneMode is how a source is taken over"
 type VirtualDiskSpec struct {
 	// Name is the container orchestrator's name of the volume, of 1 to 1024 bytes; "base64:..." when it is not UTF-8. The
 	// object's name is its hash.
@@ -74,6 +77,11 @@ type VirtualDiskSpec struct {
 	//
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="source is part of the disk's identity"
 	Source *DiskSource `json:"source,omitempty"`
+	// CloneMode is how the source's content is taken over: linked shares the source's links, full copies everything.
+	//
+	// +kubebuilder:validation:Enum=linked;full
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="cloneMode is part of the disk's identity"
+	CloneMode string `json:"cloneMode,omitempty"`
 	// Claims are the nodes that may attach the disk.
 	//
 	// +listType=map
@@ -136,7 +144,13 @@ type VirtualDiskStatus struct {
 	// +listType=map
 	// +listMapKey=host
 	Attachments []DiskAttachment `json:"attachments,omitempty"`
-	// Conditions: Ready, Attached, DatastoreReady, Expanded, Deleted, VMwareReadable.
+	// Snapshots of this disk, by the names of their DiskSnapshots. While there is one a deleted disk stays, Retired.
+	//
+	// +listType=atomic
+	Snapshots []string `json:"snapshots,omitempty"`
+	// Consolidation of links that nobody needs; absent when there are none and nothing runs.
+	Consolidation *DiskConsolidation `json:"consolidation,omitempty"`
+	// Conditions: Ready, Attached, DatastoreReady, Expanded, Deleted, VMwareReadable, Consolidating.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -156,6 +170,20 @@ type DiskLink struct {
 	SizeBytes int64 `json:"sizeBytes"`
 	// AllocatedBytes is what its files take on the datastore.
 	AllocatedBytes int64 `json:"allocatedBytes"`
+}
+
+// DiskConsolidation is what merging of a disk's unneeded links is about. While a merge runs it is written every few seconds.
+type DiskConsolidation struct {
+	// Links that nobody needs and that are not merged yet.
+	Links int32 `json:"links"`
+	// Running says that a merge is under way; DoneBytes of TotalBytes are copied.
+	Running    bool  `json:"running,omitempty"`
+	DoneBytes  int64 `json:"doneBytes,omitempty"`
+	TotalBytes int64 `json:"totalBytes,omitempty"`
+	// FreedBytes is what merges have given back to the datastore since the host's vmdk-hostd started.
+	FreedBytes int64 `json:"freedBytes,omitempty"`
+	// Reason why it waits.
+	Reason string `json:"reason,omitempty"`
 }
 
 // DiskAttachment is a disk that is open on a host.

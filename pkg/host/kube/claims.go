@@ -62,14 +62,14 @@ func (c *Client) mayClaim(ctx context.Context, vd *v1alpha1.VirtualDisk, cl host
 		return false, err
 	}
 	switch {
+	case retired(vd):
+		return false, isRetired(vd.Name)
 	case vd.DeletionTimestamp != nil:
 		return false, fault.New(fault.Precondition, "", "disk %s is being deleted", vd.Name)
 	case vd.Status.UUID == "":
 		return false, fault.New(fault.InProgress, "The request is repeated.", "disk %s is not made yet", vd.Name)
 	case damage(vd) != nil:
 		return false, damage(vd)
-	case vd.Status.Phase == v1alpha1.PhaseRetired:
-		return false, fault.New(fault.Precondition, "", "disk %s is retired: only its snapshots are left", vd.Name)
 	}
 	if err := c.reaches(ctx, vd, cl.Node); err != nil {
 		return false, err

@@ -23,10 +23,8 @@ type ClientParams struct {
 	Log         *slog.Logger
 }
 
-// Client is the controller's way to the hosts: host.Disks, host.Claims and host.Datastores by objects.
+// Client is the controller's way to the hosts: host.Disks, host.Snapshots, host.Claims and host.Datastores by objects.
 type Client struct {
-	host.NoSnapshots
-
 	api         client.WithWatch
 	releaseWait time.Duration
 	log         *slog.Logger
@@ -34,6 +32,7 @@ type Client struct {
 
 var (
 	_ host.Disks      = (*Client)(nil)
+	_ host.Snapshots  = (*Client)(nil)
 	_ host.Claims     = (*Client)(nil)
 	_ host.Datastores = (*Client)(nil)
 )
@@ -84,6 +83,10 @@ func notFound(id string) error {
 	return fault.New(fault.NotFound, "See kubectl get virtualdisks.", "disk %q does not exist", bounded(id, 64))
 }
 
+func isRetired(id string) error {
+	return fault.New(fault.NotFound, "Restore one of its snapshots into a new disk.", "disk %s was deleted; only its snapshots are left", id)
+}
+
 // damage is why a disk that was made cannot be used, if so.
 func damage(vd *v1alpha1.VirtualDisk) error {
 	if vd.Status.UUID == "" || vd.Status.Phase != v1alpha1.PhaseFailed {
@@ -105,7 +108,7 @@ func (c *Client) disk(ctx context.Context, vd *v1alpha1.VirtualDisk) (host.Disk,
 	return diskOf(vd, ds != nil && ds.Spec.Scope == v1alpha1.ScopeShared), nil
 }
 
-// List returns disks in order of id; a token is the id that the last page ended with.
+// List returns disks in order of id; a token is the id that the last page ended with. A retired disk is no volume.
 func (c *Client) List(ctx context.Context, limit int, token string) ([]host.Disk, string, error) {
 	if err := host.CheckList(limit, token); err != nil {
 		return nil, "", err
@@ -126,7 +129,7 @@ func (c *Client) List(ctx context.Context, limit int, token string) ([]host.Disk
 	slices.SortFunc(all, func(a, b v1alpha1.VirtualDisk) int { return compare(a.Name, b.Name) })
 	var out []host.Disk
 	for i := range all {
-		if all[i].Name <= token {
+		if all[i].Name <= token || retired(&all[i]) {
 			continue
 		}
 		if limit > 0 && len(out) == limit {

@@ -3,6 +3,7 @@ package kube
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -40,10 +41,15 @@ func nameFromText(text string) string {
 
 // specOf is the request that the object was made by.
 func specOf(vd *v1alpha1.VirtualDisk) host.DiskSpec {
-	return host.DiskSpec{
+	spec := host.DiskSpec{
 		Name: nameFromText(vd.Spec.Name), Datastore: vd.Spec.Datastore, Size: vd.Spec.InitialSizeBytes,
 		Format: host.DiskFormat(vd.Spec.DiskFormat), Type: host.DiskType(vd.Spec.DiskType), Host: vd.Spec.Host,
+		CloneMode: host.CloneMode(vd.Spec.CloneMode),
 	}
+	if from := vd.Spec.Source; from != nil {
+		spec.Source = &host.Source{Snapshot: from.Snapshot, Disk: from.Disk}
+	}
+	return spec
 }
 
 // diskOf is the disk as its object tells.
@@ -52,6 +58,15 @@ func diskOf(vd *v1alpha1.VirtualDisk, shared bool) host.Disk {
 	spec.Host = "" // a wish, not part of the identity
 	d := host.Disk{
 		ID: vd.Name, Spec: spec, Size: vd.Status.SizeBytes, UUID: vd.Status.UUID, Phase: phaseOf(vd),
+		Snapshots: slices.Clone(vd.Status.Snapshots),
+	}
+	if cond := condition(vd, v1alpha1.ConditionVMwareReadable); cond != nil && cond.Status == metav1.ConditionFalse {
+		d.VMwareProblem = cond.Message
+	}
+	if c := vd.Status.Consolidation; c != nil {
+		d.Consolidation = &host.Consolidation{
+			Links: int(c.Links), Running: c.Running, Done: c.DoneBytes, Total: c.TotalBytes, Freed: c.FreedBytes, Reason: c.Reason,
+		}
 	}
 	if !shared && vd.Spec.Host != "" {
 		d.Hosts = []string{vd.Spec.Host}
@@ -76,8 +91,15 @@ func diskOf(vd *v1alpha1.VirtualDisk, shared bool) host.Disk {
 	return d
 }
 
+// retired: the volume was deleted, and its links stay for the snapshots.
+func retired(vd *v1alpha1.VirtualDisk) bool {
+	return vd.DeletionTimestamp != nil && vd.Status.Phase == v1alpha1.PhaseRetired
+}
+
 func phaseOf(vd *v1alpha1.VirtualDisk) host.Phase {
 	switch {
+	case retired(vd):
+		return host.Retired
 	case vd.DeletionTimestamp != nil:
 		return host.Deleting
 	case vd.Status.Phase == "", vd.Status.Phase == v1alpha1.PhaseCreating:
@@ -94,6 +116,32 @@ func linksOf(d host.Disk) (links []v1alpha1.DiskLink, used int64) {
 		used += l.Allocated
 	}
 	return links, used
+}
+
+func consolidationOf(d host.Disk) *v1alpha1.DiskConsolidation {
+	c := d.Consolidation
+	if c == nil {
+		return nil
+	}
+	return &v1alpha1.DiskConsolidation{
+		Links: int32(min(c.Links, host.MaxLinks)), Running: c.Running, DoneBytes: c.Done, TotalBytes: c.Total, FreedBytes: c.Freed,
+		Reason: bounded(c.Reason, 1024),
+	}
+}
+
+// snapshotOf is the snapshot as its object tells.
+func snapshotOf(ds *v1alpha1.DiskSnapshot, shared bool) host.Snapshot {
+	s := host.Snapshot{
+		ID: ds.Name, Name: nameFromText(ds.Spec.Name), Disk: ds.Spec.Disk, DiskUUID: ds.Spec.UUID, Datastore: ds.Spec.Datastore,
+		Size: ds.Status.RestoreSizeBytes, CID: ds.Status.CID, Consistency: host.Consistency(ds.Status.Consistency), Ready: ds.Status.Ready,
+	}
+	if !shared && ds.Spec.Host != "" {
+		s.Hosts = []string{ds.Spec.Host}
+	}
+	if ds.Status.CreationTime != nil {
+		s.Created = ds.Status.CreationTime.Time
+	}
+	return s
 }
 
 func attachmentOf(a host.Attachment, node string) v1alpha1.DiskAttachment {

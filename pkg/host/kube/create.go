@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -68,7 +69,7 @@ func (c *Client) ask(ctx context.Context, id string, spec host.DiskSpec) (*v1alp
 	if err != nil {
 		return nil, err
 	}
-	picked, err := c.pick(ctx, ds, id, spec.Host)
+	picked, err := c.pickFor(ctx, ds, id, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +79,11 @@ func (c *Client) ask(ctx context.Context, id string, spec host.DiskSpec) (*v1alp
 		},
 		Spec: v1alpha1.VirtualDiskSpec{
 			Name: nameToText(spec.Name), Datastore: spec.Datastore, Host: picked, SizeBytes: spec.Size, InitialSizeBytes: spec.Size,
-			DiskFormat: string(spec.Format), DiskType: string(spec.Type),
+			DiskFormat: string(spec.Format), DiskType: string(spec.Type), CloneMode: string(spec.CloneMode),
 		},
+	}
+	if from := spec.Source; from != nil {
+		vd.Spec.Source = &v1alpha1.DiskSource{Snapshot: from.Snapshot, Disk: from.Disk}
 	}
 	if len(spec.Datastore) <= 63 { // a label value's limit; an object's name may be longer
 		vd.Labels = map[string]string{v1alpha1.LabelDatastore: spec.Datastore}
@@ -96,6 +100,10 @@ func (c *Client) ask(ctx context.Context, id string, spec host.DiskSpec) (*v1alp
 
 // sameSpec says whether the object is the answer to spec.
 func sameSpec(vd *v1alpha1.VirtualDisk, spec host.DiskSpec) error {
+	if retired(vd) {
+		return fault.New(fault.Exists, "Use another name, or delete its snapshots first: "+strings.Join(vd.Status.Snapshots, ", ")+".",
+			"disk %s (%q) was deleted, and its snapshots still need its links", vd.Name, bounded(spec.Name, 64))
+	}
 	if vd.DeletionTimestamp != nil {
 		return fault.New(fault.InProgress, "The request is repeated.", "disk %s (%q) is being deleted", vd.Name, bounded(spec.Name, 64))
 	}

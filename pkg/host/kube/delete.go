@@ -19,6 +19,8 @@ import (
 //  1. Delete the object, if it is still the unclaimed one that was read; the finalizer keeps it. Crash behind this: the
 //     host goes on alone, and a repeated request waits.
 //  2. The host deletes the files, then takes the finalizer away. Crash between: deleting again finds no files.
+//  3. A disk that has snapshots is retired by its host instead: the claims' volume is gone, the object stays until the last
+//     snapshot goes.
 func (c *Client) Delete(ctx context.Context, id string) error {
 	if !host.ValidDiskID(id) {
 		return nil // no disk has such an id
@@ -27,7 +29,7 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	defer cancel()
 	for {
 		vd, err := c.read(ctx, id)
-		if vd == nil || err != nil {
+		if vd == nil || err != nil || retired(vd) {
 			return err
 		}
 		if err := unused(vd); err != nil {
@@ -72,7 +74,7 @@ func (c *Client) finishDelete(ctx context.Context, vd *v1alpha1.VirtualDisk) err
 	return c.gone(ctx, placed)
 }
 
-// gone waits until vd is no more, or its host says why not.
+// gone waits until vd is no more, or retired, or its host says why not.
 func (c *Client) gone(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	// An earlier attempt's failure is not the answer to this one.
 	if stuck(vd) != nil {
@@ -85,7 +87,7 @@ func (c *Client) gone(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 		}
 	}
 	_, err := c.await(ctx, vd.Name, "deletion", func(now *v1alpha1.VirtualDisk) (bool, error) {
-		if now == nil || now.UID != vd.UID {
+		if now == nil || now.UID != vd.UID || retired(now) {
 			return true, nil
 		}
 		if now.Generation < vd.Generation {
@@ -111,12 +113,17 @@ func (c *Client) orphan(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	if err != nil || s.exists {
 		return err
 	}
-	why := fault.New(fault.Unavailable, fmt.Sprintf("Bring the node back, or, if its disks are lost, forget this one: kubectl patch virtualdisk %s "+
-		"--type=merge -p '{\"metadata\":{\"finalizers\":null}}'.", vd.Name),
-		"the files of disk %s are in datastore %s of node %s, which does not exist any more", vd.Name, vd.Spec.Datastore, vd.Spec.Host)
+	why := lost("disk", "virtualdisk", vd.Name, vd.Spec.Datastore, vd.Spec.Host)
 	cond := failed(v1alpha1.ConditionDeleted, vd.Generation, why)
 	if err := applyStatus(ctx, c.api, vd, controllerManager, diskStatus{Conditions: transition(vd.Status.Conditions, cond)}); err != nil {
 		return apiFault(err, "say what disk %s needs", vd.Name)
 	}
 	return why
+}
+
+// lost is what to do about an object whose files are on a node that is no more.
+func lost(noun, resource, name, datastore, node string) error {
+	return fault.New(fault.Unavailable, fmt.Sprintf("Bring the node back, or, if its disks are lost, forget this one: kubectl patch %s %s "+
+		"--type=merge -p '{\"metadata\":{\"finalizers\":null}}'.", resource, name),
+		"the files of %s %s are in datastore %s of node %s, which does not exist any more", noun, name, datastore, node)
 }

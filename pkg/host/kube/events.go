@@ -20,12 +20,13 @@ import (
 const component = "vmdk-csi-node"
 
 // note is an event that waits to be written. The disk is what the sender knows of it; nil: it is read when the event is
-// written.
+// written. A note about a snapshot is about that alone.
 type note struct {
 	id, reason, message string
 	warning             bool
 	at                  time.Time
 	disk                *v1alpha1.VirtualDisk
+	snapshot            *v1alpha1.DiskSnapshot
 }
 
 // Event says something about a disk, on its object and on the claim that it was made for.
@@ -36,6 +37,11 @@ func (r *recorder) Event(_ context.Context, id string, warning bool, reason, mes
 // say is Event about a disk that may be gone by the time it is written: its claim is not.
 func (r *recorder) say(vd *v1alpha1.VirtualDisk, warning bool, reason, message string) {
 	r.queue(note{id: vd.Name, disk: vd, warning: warning, reason: reason, message: message})
+}
+
+// sayOfSnapshot is say about a snapshot.
+func (r *recorder) sayOfSnapshot(ds *v1alpha1.DiskSnapshot, warning bool, reason, message string) {
+	r.queue(note{id: ds.Name, snapshot: ds, warning: warning, reason: reason, message: message})
 }
 
 func (r *recorder) queue(n note) {
@@ -51,6 +57,11 @@ func (r *recorder) queue(n note) {
 
 // emit writes one event. An event of a disk that is gone, and that nobody remembers, has no reader.
 func (r *recorder) emit(ctx context.Context, n note) error {
+	if ds := n.snapshot; ds != nil {
+		return r.put(ctx, n, corev1.ObjectReference{
+			APIVersion: v1alpha1.GroupVersion.String(), Kind: "DiskSnapshot", Name: ds.Name, UID: ds.UID,
+		})
+	}
 	vd := n.disk
 	if vd == nil {
 		vd = &v1alpha1.VirtualDisk{}

@@ -23,6 +23,8 @@ func (c *Client) Expand(ctx context.Context, id string, size int64) (host.Disk, 
 			return host.Disk{}, err
 		}
 		switch {
+		case retired(vd):
+			return host.Disk{}, isRetired(id)
 		case vd.DeletionTimestamp != nil:
 			return host.Disk{}, fault.New(fault.Precondition, "", "disk %s is being deleted", id)
 		case vd.Status.UUID == "":

@@ -174,7 +174,14 @@ func spread(id, host string) uint32 {
 // place makes sure that a host works on the disk: it keeps the one named by the object while it can, or has the disk
 // attached; for a shared datastore, and for a disk that was never made, it names another. want is a wish.
 func (c *Client) place(ctx context.Context, vd *v1alpha1.VirtualDisk, want string) (*v1alpha1.VirtualDisk, error) {
-	if at := writer(vd); at != "" {
+	at := writer(vd)
+	if vd.Status.UUID == "" {
+		var err error
+		if at, err = c.heldSource(ctx, vd.Spec.Source); err != nil {
+			return nil, err
+		}
+	}
+	if at != "" {
 		return c.setHost(ctx, vd, at)
 	}
 	ds, err := c.datastore(ctx, vd.Spec.Datastore)
@@ -192,8 +199,8 @@ func (c *Client) place(ctx context.Context, vd *v1alpha1.VirtualDisk, want strin
 			return nil, err
 		}
 		// The files of a node's own datastore are there and nowhere else. A disk that was never made has none that
-		// anybody was told of, and a node that is gone will not make any.
-		if s.exists || vd.Status.UUID != "" {
+		// anybody was told of, and a node that is gone will not make any; but its source is there and nowhere else.
+		if s.exists || vd.Status.UUID != "" || vd.Spec.Source != nil {
 			return vd, cannot
 		}
 	}

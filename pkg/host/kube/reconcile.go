@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -28,14 +29,14 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 	vd := &v1alpha1.VirtualDisk{}
 	err := a.api.Get(ctx, client.ObjectKey{Name: id}, vd)
 	if apierrors.IsNotFound(err) {
-		a.forgetUsage(id)
+		a.forget(id)
 		return nil
 	}
 	if err != nil {
 		return apiFault(err, "read disk %s", id)
 	}
 	if vd.Spec.Host != a.p.Node {
-		a.forgetUsage(id)
+		a.forget(id)
 		return nil
 	}
 	if vd.DeletionTimestamp != nil {
@@ -60,7 +61,7 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 // write applies the status if it says something new.
 func (a *Agent) write(ctx context.Context, vd *v1alpha1.VirtualDisk, st diskStatus) error {
 	now := statusNow(vd)
-	if reflect.DeepEqual(st, now) || sameButUsage(st, now) && !a.usageIsDue(vd.Name) {
+	if reflect.DeepEqual(st, now) || sameButUsage(st, now) && !a.usageIsDue(vd.Name, st.Consolidation) {
 		return nil
 	}
 	err := applyStatus(ctx, a.api, vd, diskManager, st)
@@ -70,7 +71,7 @@ func (a *Agent) write(ctx context.Context, vd *v1alpha1.VirtualDisk, st diskStat
 	return apiFault(err, "write the status of disk %s", vd.Name)
 }
 
-// sameButUsage says that two statuses differ at most in how much space the disk takes.
+// sameButUsage says that two statuses differ at most in how much space the disk takes, and how far its consolidation is.
 func sameButUsage(a, b diskStatus) bool {
 	a.UsedBytes, a.Used = b.UsedBytes, b.Used
 	if len(a.Links) == len(b.Links) {
@@ -79,15 +80,24 @@ func sameButUsage(a, b diskStatus) bool {
 			a.Links[i].AllocatedBytes = b.Links[i].AllocatedBytes
 		}
 	}
+	if a.Consolidation != nil && b.Consolidation != nil {
+		c := *a.Consolidation
+		c.DoneBytes, c.TotalBytes, c.FreedBytes = b.Consolidation.DoneBytes, b.Consolidation.TotalBytes, b.Consolidation.FreedBytes
+		a.Consolidation = &c
+	}
 	return reflect.DeepEqual(a, b)
 }
 
 // usageIsDue is true once per resync: the use of a disk that somebody writes to is another one each time it is looked
-// at, and every write of the status is an event that has it looked at again.
-func (a *Agent) usageIsDue(id string) bool {
+// at, and every write of the status is an event that has it looked at again. The progress of a merge is told more often.
+func (a *Agent) usageIsDue(id string, merge *v1alpha1.DiskConsolidation) bool {
+	every := a.p.Resync
+	if merge != nil && merge.Running {
+		every = min(every, a.p.ProgressEvery)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Since(a.usage[id]) < a.p.Resync*9/10 {
+	if time.Since(a.usage[id]) < every*9/10 {
 		return false
 	}
 	if a.usage == nil {
@@ -97,10 +107,11 @@ func (a *Agent) usageIsDue(id string) bool {
 	return true
 }
 
-func (a *Agent) forgetUsage(id string) {
+func (a *Agent) forget(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.usage, id)
+	delete(a.freed, id)
 }
 
 // create makes a disk that was never made.
@@ -167,7 +178,7 @@ func (a *Agent) refresh(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskS
 // describe expands the disk if it is smaller than wanted, and puts into the status what it is.
 func (a *Agent) describe(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskStatus, d host.Disk) error {
 	var again error
-	if d.Size < vd.Spec.SizeBytes {
+	if d.Size < vd.Spec.SizeBytes && d.Phase != host.Retired {
 		bigger, err := a.expand(ctx, vd, st, d)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -183,8 +194,14 @@ func (a *Agent) describe(ctx context.Context, vd *v1alpha1.VirtualDisk, st *disk
 	st.SizeBytes, st.Size = d.Size, sizeText(d.Size)
 	st.Links, st.UsedBytes = linksOf(d)
 	st.Used = sizeText(st.UsedBytes)
-	st.set(fine(v1alpha1.ConditionReady, vd.Generation, "Made", "The disk can be attached."))
+	st.Snapshots = slices.Sorted(slices.Values(d.Snapshots))
+	if d.Phase == host.Retired {
+		st.set(fine(v1alpha1.ConditionReady, vd.Generation, "Retired", "The volume was deleted; its links stay for its snapshots."))
+	} else {
+		st.set(fine(v1alpha1.ConditionReady, vd.Generation, "Made", "The disk can be attached."))
+	}
 	st.set(readable(vd.Generation, d))
+	a.consolidation(vd, st, d)
 	return again
 }
 
@@ -207,37 +224,31 @@ func (a *Agent) expand(ctx context.Context, vd *v1alpha1.VirtualDisk, st *diskSt
 	return bigger, nil
 }
 
-// readable says whether VMware accepts the chain: it wants one capacity in all links.
-func readable(generation int64, d host.Disk) metav1.Condition {
-	if slices.ContainsFunc(d.Links, func(l host.Link) bool { return l.Size != d.Links[0].Size }) {
-		return metav1.Condition{
-			Type: v1alpha1.ConditionVMwareReadable, Status: metav1.ConditionFalse, Reason: "CapacityStep", ObservedGeneration: generation,
-			Message: "The links have different capacities; VMware opens the disk after its chain was consolidated or flattened.",
-		}
-	}
-	return fine(v1alpha1.ConditionVMwareReadable, generation, "OneCapacity", "Every link has the disk's capacity.")
-}
-
 func fine(conditionType string, generation int64, reason, message string) metav1.Condition {
 	return metav1.Condition{
 		Type: conditionType, Status: metav1.ConditionTrue, Reason: reason, Message: message, ObservedGeneration: generation,
 	}
 }
 
-// remove deletes the files, then lets the object go.
+// remove deletes the files, then lets the object go. A disk that has snapshots is retired instead: its object says so until
+// the last of them is gone.
 func (a *Agent) remove(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	if !slices.Contains(vd.Finalizers, v1alpha1.Finalizer) {
 		return nil
 	}
 	st := statusNow(vd)
 	a.judgeDatastore(vd, &st)
-	if err := a.p.Hostd.Delete(ctx, vd.Name); err != nil {
+	left, err := a.delete(ctx, vd.Name)
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		err = fault.Wrap(err, "host %s cannot delete the disk", a.p.Node)
 		news := st.set(failed(v1alpha1.ConditionDeleted, vd.Generation, err))
-		st.Phase, st.ObservedGeneration = v1alpha1.PhaseDeleting, vd.Generation
+		st.ObservedGeneration = vd.Generation
+		if st.Phase != v1alpha1.PhaseRetired {
+			st.Phase = v1alpha1.PhaseDeleting
+		}
 		if !passing(fault.KindOf(err)) {
 			a.tell(vd, news, "DeleteFailed", err)
 		}
@@ -246,13 +257,43 @@ func (a *Agent) remove(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 		}
 		return err
 	}
-	next := vd.DeepCopy()
-	next.Finalizers = slices.DeleteFunc(next.Finalizers, func(f string) bool { return f == v1alpha1.Finalizer })
-	err := a.api.Patch(ctx, next, client.MergeFromWithOptions(vd, client.MergeFromWithOptimisticLock{}))
+	if left != nil {
+		st.Conditions = without(st.Conditions, v1alpha1.ConditionDeleted)
+		if vd.Status.Phase != v1alpha1.PhaseRetired {
+			a.say(vd, false, "Retired", "The volume was deleted; its links stay for its snapshots "+strings.Join(left.Snapshots, ", ")+".")
+		}
+		if err := a.describe(ctx, vd, &st, *left); err != nil {
+			return err
+		}
+		return a.write(ctx, vd, st)
+	}
+	return a.letObjectGo(ctx, vd)
+}
+
+// delete has hostd delete the disk, and says what is left of it for its snapshots, if anything.
+func (a *Agent) delete(ctx context.Context, id string) (left *host.Disk, err error) {
+	if err := a.p.Hostd.Delete(ctx, id); err != nil {
+		return nil, err
+	}
+	d, err := a.p.Hostd.Get(ctx, id)
+	if fault.KindOf(err) == fault.NotFound {
+		return nil, nil
+	}
+	if err == nil && d.Phase != host.Retired {
+		err = fault.New(fault.InProgress, "", "disk %s is deleted, and still there", id)
+	}
+	return &d, err
+}
+
+// letObjectGo takes the finalizer away.
+func (a *Agent) letObjectGo(ctx context.Context, o client.Object) error {
+	next, _ := o.DeepCopyObject().(client.Object)
+	next.SetFinalizers(slices.DeleteFunc(slices.Clone(o.GetFinalizers()), func(f string) bool { return f == v1alpha1.Finalizer }))
+	err := a.api.Patch(ctx, next, client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
-	return apiFault(err, "let the object of disk %s go", vd.Name)
+	return apiFault(err, "let the object %s go", o.GetName())
 }
 
 // tell makes an event of a failure that is news.
@@ -260,10 +301,14 @@ func (a *Agent) tell(vd *v1alpha1.VirtualDisk, news bool, reason string, err err
 	if !news {
 		return
 	}
+	a.say(vd, true, reason, eventText(err))
+}
+
+func eventText(err error) string {
 	f := fault.From(err)
 	text := string(f.Kind) + ": " + f.Message
 	if f.Remedy != "" {
 		text += ". " + f.Remedy
 	}
-	a.say(vd, true, reason, text)
+	return text
 }

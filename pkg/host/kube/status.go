@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"hash/fnv"
+	"slices"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,6 +21,8 @@ const (
 	// diskManager owns the facts of a disk. It has one name on all hosts: a host that takes over the work takes over
 	// the fields, and none of its predecessor's stays.
 	diskManager = "vmdk-csi-disk"
+	// snapshotManager owns a snapshot's whole status, in the same way.
+	snapshotManager = "vmdk-csi-snapshot"
 	// attachedManager owns the condition Attached, which sums up the entries of all hosts. One name on all of them: of a
 	// condition with two owners the server would keep the half that both agree on.
 	attachedManager = "vmdk-csi-attached"
@@ -39,15 +42,17 @@ func hostManager(what, node string) string {
 
 // diskStatus is what diskManager and controllerManager apply. Its fields are those of v1alpha1.VirtualDiskStatus.
 type diskStatus struct {
-	ObservedGeneration int64               `json:"observedGeneration,omitempty"`
-	Phase              string              `json:"phase,omitempty"`
-	UUID               string              `json:"uuid,omitempty"`
-	SizeBytes          int64               `json:"sizeBytes,omitempty"`
-	UsedBytes          int64               `json:"usedBytes,omitempty"`
-	Size               string              `json:"size,omitempty"`
-	Used               string              `json:"used,omitempty"`
-	Links              []v1alpha1.DiskLink `json:"links,omitempty"`
-	Conditions         []metav1.Condition  `json:"conditions,omitempty"`
+	ObservedGeneration int64                       `json:"observedGeneration,omitempty"`
+	Phase              string                      `json:"phase,omitempty"`
+	UUID               string                      `json:"uuid,omitempty"`
+	SizeBytes          int64                       `json:"sizeBytes,omitempty"`
+	UsedBytes          int64                       `json:"usedBytes,omitempty"`
+	Size               string                      `json:"size,omitempty"`
+	Used               string                      `json:"used,omitempty"`
+	Links              []v1alpha1.DiskLink         `json:"links,omitempty"`
+	Snapshots          []string                    `json:"snapshots,omitempty"`
+	Consolidation      *v1alpha1.DiskConsolidation `json:"consolidation,omitempty"`
+	Conditions         []metav1.Condition          `json:"conditions,omitempty"`
 }
 
 // attachStatus is what a host applies about its own attachment; nothing in it takes the host's entry away.
@@ -65,7 +70,7 @@ func statusNow(vd *v1alpha1.VirtualDisk) diskStatus {
 	s := vd.Status
 	out := diskStatus{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, UUID: s.UUID, SizeBytes: s.SizeBytes, UsedBytes: s.UsedBytes,
-		Size: s.Size, Used: s.Used, Links: s.Links,
+		Size: s.Size, Used: s.Used, Links: s.Links, Snapshots: s.Snapshots, Consolidation: s.Consolidation,
 	}
 	for _, c := range s.Conditions {
 		if c.Type != v1alpha1.ConditionAttached {
@@ -77,12 +82,22 @@ func statusNow(vd *v1alpha1.VirtualDisk) diskStatus {
 
 // set puts a condition into the status and says whether it is news to a person.
 func (s *diskStatus) set(c metav1.Condition) (news bool) {
-	old := meta.FindStatusCondition(s.Conditions, c.Type)
-	news = old == nil || old.Status != c.Status || old.Reason != c.Reason || old.Message != c.Message
-	conditions := append([]metav1.Condition(nil), s.Conditions...)
-	meta.SetStatusCondition(&conditions, c)
-	s.Conditions = conditions
+	s.Conditions, news = with(s.Conditions, c)
 	return news
+}
+
+// with is have with c in it, sharing nothing, and whether c is news to a person.
+func with(have []metav1.Condition, c metav1.Condition) (now []metav1.Condition, news bool) {
+	old := meta.FindStatusCondition(have, c.Type)
+	news = old == nil || old.Status != c.Status || old.Reason != c.Reason || old.Message != c.Message
+	now = slices.Clone(have)
+	meta.SetStatusCondition(&now, c)
+	return now, news
+}
+
+// without is have less the condition of a type, sharing nothing.
+func without(have []metav1.Condition, conditionType string) []metav1.Condition {
+	return slices.DeleteFunc(slices.Clone(have), func(c metav1.Condition) bool { return c.Type == conditionType })
 }
 
 // transition is c with the time of its last change, as the only element of a list.
@@ -111,8 +126,11 @@ func applyStatusAt(ctx context.Context, api client.Client, o client.Object, vers
 		return err
 	}
 	kind := "VirtualDisk"
-	if _, ok := o.(*v1alpha1.Datastore); ok {
+	switch o.(type) {
+	case *v1alpha1.Datastore:
 		kind = "Datastore"
+	case *v1alpha1.DiskSnapshot:
+		kind = "DiskSnapshot"
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": v1alpha1.GroupVersion.String(), "kind": kind,
