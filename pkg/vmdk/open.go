@@ -22,6 +22,8 @@ type Options struct {
 	Type Type
 	// ExtentNames, if set, are the names the extents must have; a manifest knows them.
 	ExtentNames []string
+	// MoreExtents allows further extents behind ExtentNames if they are named as a growth names them.
+	MoreExtents bool
 }
 
 // Link is an open link. Its content belongs to package chain; the methods here change structure.
@@ -150,6 +152,13 @@ func (l *Link) openExtents() error {
 	lines := l.desc.Load().Extents()
 	if l.embedded && len(lines) != 1 {
 		return fault.New(fault.Damaged, "", "an embedded descriptor names %d extents, not 1", len(lines))
+	}
+	if n := len(l.o.ExtentNames); l.o.MoreExtents && n > 0 && n < len(lines) {
+		l.o.ExtentNames = append([]string(nil), l.o.ExtentNames...)
+		stem := strings.TrimSuffix(l.Name, ".vmdk")
+		for _, x := range extentLines(stem, l.Name, l.desc.Load().Type(), n, int64(len(lines)-n), 1) {
+			l.o.ExtentNames = append(l.o.ExtentNames, x.Name)
+		}
 	}
 	if l.o.ExtentNames != nil && len(l.o.ExtentNames) != len(lines) {
 		return fault.New(fault.Damaged, "restore the descriptor", "it names %d extents, its manifest %d", len(lines), len(l.o.ExtentNames))

@@ -206,13 +206,7 @@ func removeIfThere(d fsx.Dir, name string) error {
 // 1. cut the file behind the last grain; that may get lost, nothing is there, 2. uncleanShutdown=0, [a crash until here
 // leaves it 1: the next open checks] 3. sync. Then the files are closed.
 func (l *Link) CloseClean() error {
-	var errs []error
-	for _, e := range l.extents {
-		if e.writable && e.sp != nil && (e.sp.h.unclean || e.sp.alloc.end > e.sp.alloc.next) {
-			errs = append(errs, e.sp.clean())
-		}
-	}
-	return errors.Join(append(errs, l.closeFiles())...)
+	return errors.Join(l.MarkClean(), l.closeFiles())
 }
 
 func (s *sparse) clean() error {

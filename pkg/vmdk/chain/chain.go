@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -20,8 +21,12 @@ type Ref struct {
 	Type        vmdk.Type
 	ExtentNames []string
 	// Size is the capacity in bytes that a manifest records, compared if set. Links may differ in size only where both
-	// sides of the step have it set, and only upwards: a step somebody recorded.
+	// sides of the step have it set, and only upwards: a step somebody recorded. A parent may be larger than recorded if it
+	// is as large as its child: a merge down had grown it when it was given up.
 	Size int64
+	// Mend lets an open for writing recover this parent and mark it clean if it is not: it became a parent, or was merged,
+	// right before a crash. Name the links whose extents no other disk shares.
+	Mend bool
 }
 
 // MaxDepth is how many links are opened; VMware supports 32.
@@ -62,9 +67,15 @@ type Chain struct {
 	commitMu sync.RWMutex
 	poison   atomic.Pointer[fault.Fault]
 
+	linksMu sync.Mutex // for Links; everybody else reads links and refs under the gate
+	merging *merging   // guarded by gate; nil: none
+
 	startMu sync.Mutex
 	started atomic.Bool // the content ID of the head is new
-	growMu  sync.Mutex
+
+	changeMu sync.Mutex      // one growth, snapshot or merge at a time
+	life     context.Context // ends when the chain is closed
+	end      context.CancelFunc
 
 	flushMu sync.Mutex
 	running *commit // in progress
@@ -83,7 +94,9 @@ func Open(d fsx.Dir, links []Ref, o Options) (*Chain, error) {
 		return nil, fault.New(fault.Invalid, "open it read-only", "content IDs can be ignored for reading only")
 	}
 	c := &Chain{refs: append([]Ref(nil), links...), o: o, dir: d}
+	c.life, c.end = context.WithCancel(context.Background())
 	if err := c.open(); err != nil {
+		c.end()
 		for _, l := range c.links {
 			err = errors.Join(err, l.Close())
 		}
@@ -96,7 +109,7 @@ func (c *Chain) open() error {
 	for i, r := range c.refs {
 		head := i == len(c.refs)-1
 		l, err := vmdk.Open(c.dir, r.Name, vmdk.Options{ReadWrite: head && !c.o.ReadOnly, Direct: c.o.Direct, Lock: c.o.Locks,
-			Type: r.Type, ExtentNames: r.ExtentNames})
+			Type: r.Type, ExtentNames: r.ExtentNames, MoreExtents: !head})
 		if err != nil {
 			return fault.Wrap(err, "link %d", i)
 		}
@@ -111,13 +124,31 @@ func (c *Chain) open() error {
 		return nil
 	}
 	if c.o.Takeover {
-		return c.takeOver()
+		if err := c.takeOver(); err != nil {
+			return err
+		}
+		return c.mendParents()
 	}
 	if c.o.Pending != nil && len(c.o.Pending.Load()) > 0 {
 		return fault.New(fault.Invalid, "take the disk over, or start with an empty table", "the pending table holds entries, but this is no take-over")
 	}
 	if c.head.Unclean() {
-		return fault.Wrap(c.head.Recover(), "%s was not closed cleanly", c.head.Name)
+		if err := c.head.Recover(); err != nil {
+			return fault.Wrap(err, "%s was not closed cleanly", c.head.Name)
+		}
+	}
+	return c.mendParents()
+}
+
+// mendParents makes the parents clean that a crash left unclean, if the caller allows it.
+func (c *Chain) mendParents() error {
+	for i, r := range c.refs[:len(c.refs)-1] {
+		if !r.Mend || !c.links[i].Unclean() {
+			continue
+		}
+		if err := c.mend(i); err != nil {
+			return fault.Wrap(err, "%s was not closed cleanly", r.Name)
+		}
 	}
 	return nil
 }
@@ -137,7 +168,7 @@ func (c *Chain) validate() error {
 			}
 			seen[id{n.Device, n.Inode}] = l.Name
 		}
-		if r := c.refs[i]; r.Size != 0 && r.Size != l.Size() {
+		if r := c.refs[i]; r.Size != 0 && r.Size != l.Size() && !c.grownForMerge(i) {
 			return fault.New(fault.Damaged, "restore the descriptor", "%s has %d bytes, its manifest says %d", l.Name, l.Size(), r.Size)
 		}
 		if i == 0 {
@@ -151,6 +182,11 @@ func (c *Chain) validate() error {
 		}
 	}
 	return nil
+}
+
+// grownForMerge tells that link i has the size of its child, below which it is recorded.
+func (c *Chain) grownForMerge(i int) bool {
+	return i+1 < len(c.links) && c.refs[i+1].Size > c.refs[i].Size && c.links[i].Size() > c.refs[i].Size && c.links[i].Size() == c.links[i+1].Size()
 }
 
 func (c *Chain) validatePair(i int) error {
@@ -172,95 +208,14 @@ func (c *Chain) validatePair(i int) error {
 	return fault.New(fault.Damaged, "", "the capacities of %s and %s differ: %d and %d bytes", parent.Name, child.Name, parent.Size(), child.Size())
 }
 
-// takeOver applies what the dead holder had acknowledged. Its grains, and those of writes it never answered, lie before
-// the end of the file, where the allocator begins.
-func (c *Chain) takeOver() error {
-	if c.o.Pending == nil {
-		for _, e := range c.head.Extents() {
-			if e.Kind == vmdk.Sparse {
-				return fault.New(fault.Invalid, "give the table of the dead process", "a sparse disk cannot be taken over without its pending table")
-			}
-		}
-		return nil
-	}
-	for _, p := range c.o.Pending.Load() {
-		if err := c.apply(p); err != nil {
-			return fault.Wrap(err, "pending entry %+v", p)
-		}
-	}
-	return nil
-}
-
-func (c *Chain) apply(p PendingEntry) error {
-	ext := c.head.Extents()
-	if int(p.Link) != len(c.links)-1 || int(p.Extent) >= len(ext) || ext[p.Extent].Kind != vmdk.Sparse {
-		return fault.New(fault.Damaged, "check the disk", "it is for another disk: the head is link %d with %d extents", len(c.links)-1, len(ext))
-	}
-	e := ext[p.Extent]
-	if err := e.CheckEntry(int64(p.Grain), p.Sector); err != nil {
-		return err
-	}
-	if err := e.Begin(); err != nil {
-		return err
-	}
-	if err := e.Prepare(int64(p.Grain), 1); err != nil {
-		return err
-	}
-	return e.Set(int64(p.Grain), 1, p.Sector)
-}
-
 // Size implements block.Device.
 func (c *Chain) Size() int64 { return c.size.Load() }
 
-// Links are the open links, base first.
-func (c *Chain) Links() []*vmdk.Link { return c.links }
-
-// Close ends the use of the disk. A writable disk is flushed, then marked clean, extent by extent; then all files are
-// closed, the head first. After an error the head keeps its unclean mark, and the next open checks it.
-func (c *Chain) Close() error {
-	c.gate.Lock()
-	defer c.gate.Unlock()
-	if c.closed {
-		return nil
-	}
-	c.closed = true
-	var errs []error
-	if !c.o.ReadOnly {
-		errs = append(errs, c.closeHead())
-	}
-	for i := len(c.links) - 1; i >= 0; i-- {
-		if i == len(c.links)-1 && !c.o.ReadOnly {
-			continue
-		}
-		errs = append(errs, c.links[i].Close())
-	}
-	return errors.Join(errs...)
-}
-
-func (c *Chain) closeHead() error {
-	err := c.commit()
-	if err == nil {
-		c.reclaimAll() // the gate is held: no request is under way
-	}
-	if err != nil || c.poison.Load() != nil {
-		return errors.Join(err, c.head.Close())
-	}
-	return c.head.CloseClean()
-}
-
-// Abandon closes the files and nothing else, as death would: what only memory holds is lost but for Pending.
-func (c *Chain) Abandon() error {
-	c.gate.Lock()
-	defer c.gate.Unlock()
-	if c.closed {
-		return nil
-	}
-	c.closed = true
-	var errs []error
-	for i := len(c.links) - 1; i >= 0; i-- {
-		errs = append(errs, c.links[i].Close())
-	}
-	return errors.Join(errs...)
+// Links are the open links, base first. A snapshot or merge changes which they are; the slice stays as it is.
+func (c *Chain) Links() []*vmdk.Link {
+	c.linksMu.Lock()
+	defer c.linksMu.Unlock()
+	return c.links
 }
 
 // enter begins a request on [off, off+n): leave must follow unless it fails.

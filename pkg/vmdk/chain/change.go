@@ -6,7 +6,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
-// SnapshotParams of Chain.Snapshot.
+// SnapshotParams of Chain.Snapshot. The callbacks must not call into the chain.
 type SnapshotParams struct {
 	// Child is the descriptor's name of the new head, such as disk-000001.vmdk.
 	Child string
@@ -28,7 +28,7 @@ const (
 	Up   Direction = "up"   // the lower link's grains that the upper one lacks go into it; the lower one disappears
 )
 
-// MergeParams of Chain.Merge.
+// MergeParams of Chain.Merge. The callbacks must not call into the chain.
 type MergeParams struct {
 	Lower     int // links[Lower] and links[Lower+1] become one
 	Direction Direction
@@ -42,11 +42,15 @@ type MergeParams struct {
 
 // Identity is what the descriptor of a link says about its place in a chain.
 type Identity struct {
-	Name      string // descriptor's file name
-	CID       vmdk.CID
-	LongID    string // longContentID, "" to leave it
-	ParentCID vmdk.CID
-	Parent    string // hint, "" for a base
-	UUID      string // of the disk, for a base; "" to leave it
-	Size      int64  // bytes
+	Name      string   // descriptor's file name
+	CID       vmdk.CID // 0 to leave it: that of the head changes with every use
+	LongID    string   // longContentID, "" to leave it, or to draw one if the CID changes
+	ParentCID vmdk.CID // vmdk.NoParent for a base
+	Parent    string   // hint, "" for a base
+	UUID      string   // of the disk, for a base; "" to leave it
+	Size      int64    // bytes; compared if set
+
+	// Type and Extents are told in MergeParams.Commit, for a manifest; Rebind does not look at them.
+	Type    vmdk.Type
+	Extents []string
 }

@@ -25,15 +25,15 @@ func (c *Chain) GrowWith(ctx context.Context, p vmdk.GrowParams) error {
 	if c.o.ReadOnly {
 		return fault.New(fault.ReadOnly, "open it for writing", "disk %s is open read-only", c.head.Name)
 	}
-	c.growMu.Lock()
-	defer c.growMu.Unlock()
+	ctx, done, err := c.beginChange(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if p.Capacity <= c.Size() {
 		return nil
 	}
-	if err := c.enter(0, 0); err != nil {
-		return err
-	}
-	c.leave() // preparing may take hours, and whoever wants the gate meanwhile would stop all requests
+	// Preparing may take hours, and whoever wants the gate meanwhile would stop all requests.
 	g, err := c.head.PrepareGrow(ctx, p)
 	if err != nil {
 		return err
@@ -51,4 +51,23 @@ func (c *Chain) GrowWith(ctx context.Context, p vmdk.GrowParams) error {
 	}
 	c.size.Store(c.head.Size())
 	return nil
+}
+
+// beginChange begins a growth, snapshot or merge: one at a time, and none outlives the chain. done must follow.
+func (c *Chain) beginChange(ctx context.Context) (_ context.Context, done func(), err error) {
+	c.changeMu.Lock()
+	if err := c.enter(0, 0); err != nil {
+		c.changeMu.Unlock()
+		return nil, nil, err
+	}
+	c.leave()
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.life, func() {
+		cancel(fault.New(fault.Precondition, "open it again", "the disk is being closed"))
+	})
+	return ctx, func() {
+		stop()
+		cancel(nil)
+		c.changeMu.Unlock()
+	}, nil
 }
