@@ -30,7 +30,7 @@ vmdkctl detach, or until the machine stops. Needs root.
 
 A volume of a datastore is claimed for this machine: no other host can attach it meanwhile.`,
 		Example: "  dev=$(vmdkctl attach disk.vmdk)\n  mkfs.ext4 $dev && mount $dev /mnt\n  umount /mnt && vmdkctl detach $dev",
-		Args:    cobra.ExactArgs(1), ValidArgsFunction: diskArgument,
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error { return a.attach(c.Context(), args[0], readOnly, dryRun) },
 	}
 	c.Flags().BoolVarP(&readOnly, "read-only", "r", false, "attach it read-only; several machines may do so at once")

@@ -32,7 +32,7 @@ func (a *app) chainCommand() *cobra.Command {
 that bind a child to its parent match. Takes no lock.`,
 		Example:           "  vmdkctl chain disk-000001.vmdk\n  vmdkctl chain --datastore /var/lib/vmdk-csi/default pvc-4711",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: diskArgument,
+		ValidArgsFunction: a.completeDisk,
 		RunE: func(_ *cobra.Command, args []string) error {
 			f, err := a.find(args[0])
 			if err != nil {

@@ -45,7 +45,7 @@ Exit codes: 0 clean, 3 damaged, 4 warnings only (a live disk, one that was not c
 program may object to), 1 the check could not be done. Notes do not count.`,
 		Example:           "  vmdkctl check disk.vmdk\n  vmdkctl check --datastore /var/lib/vmdk-csi/default pvc-4711 -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: diskArgument,
+		ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error {
 			f, broken, err := a.findBroken(args[0])
 			if err != nil {

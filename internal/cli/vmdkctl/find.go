@@ -72,7 +72,7 @@ func (a *app) find(arg string) (*found, error) {
 
 // FindOnDatastore finds a volume by its id, or else by its name.
 func findOnDatastore(root, idOrName string) (*found, error) {
-	if _, err := os.Stat(filepath.Join(root, ".vmdk-csi", "datastore.json")); err != nil {
+	if !isDatastore(root) {
 		return nil, fault.New(fault.NotFound, "Give the directory that has .vmdk-csi, names and volumes in it; check that it is mounted.",
 			"%s holds no datastore", root)
 	}
@@ -98,7 +98,7 @@ func findVolume(path, link string) (*found, error) {
 		return nil, err
 	}
 	root := filepath.Dir(filepath.Dir(abs))
-	if _, err := os.Stat(filepath.Join(root, ".vmdk-csi", "datastore.json")); err != nil || filepath.Base(filepath.Dir(abs)) != "volumes" {
+	if !isDatastore(root) || filepath.Base(filepath.Dir(abs)) != "volumes" {
 		return nil, fault.New(fault.Invalid, "Move the .vmdk files into a directory of their own to use them as plain files.",
 			"%s has a volume's record but is not in the volumes directory of a datastore", path)
 	}

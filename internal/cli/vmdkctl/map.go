@@ -30,7 +30,7 @@ func (a *app) mapCommand() *cobra.Command {
 fields of qemu-img map --output=json. Takes no lock; of a live disk the parts are those of different moments.`,
 		Example:           "  vmdkctl map disk.vmdk\n  vmdkctl map disk.vmdk -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: diskArgument,
+		ValidArgsFunction: a.completeDisk,
 		RunE: func(_ *cobra.Command, args []string) error {
 			f, err := a.find(args[0])
 			if err != nil {

@@ -71,7 +71,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.convertCommand())
+	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.convertCommand(), a.diffCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())
 	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
@@ -99,12 +99,4 @@ func must(err error) {
 
 func fixed(values ...string) cobra.CompletionFunc {
 	return cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)
-}
-
-// DiskArgument completes the first argument with .vmdk files and directories.
-func diskArgument(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	return []string{"vmdk"}, cobra.ShellCompDirectiveFilterFileExt
 }
