@@ -89,11 +89,11 @@ build_sidecars() {
   sidecar "$1" provisioner v6.3.0 $csi/external-provisioner/v6/cmd/csi-provisioner
 }
 
-# Kubernetes' external storage suite, the ginkgo that runs it in several processes, and the program in its pods.
+# Kubernetes' external storage suite, the ginkgo that runs it in several processes, the program in its pods, and a node's ssh server.
 build_upstream() {
   info upstream
   (cd "$TOOLS_DIR/upstream" && go test -c -o "$1/upstream.test" -ldflags "$SMALL" .)
-  go_build upstream "$1/" -ldflags "$SMALL" github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost
+  go_build upstream "$1/" -ldflags "$SMALL" github.com/onsi/ginkgo/v2/ginkgo k8s.io/kubernetes/test/images/agnhost ./nodessh
 }
 
 build_lint() {

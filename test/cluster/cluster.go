@@ -127,6 +127,25 @@ func Leave(ctx context.Context, out io.Writer, passed bool) error {
 	return Down(ctx, out, passed)
 }
 
+// Nodes are the names of the cluster's nodes. Call it after Enter.
+func Nodes(ctx context.Context) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "kubectl", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("nodes: %w: %s", err, out)
+	}
+	return strings.Fields(string(out)), nil
+}
+
+// InNetwork is what to put before a command that must reach the nodes' own addresses. A private engine has a network
+// namespace, in which alone they can be reached.
+func InNetwork() []string {
+	b, err := os.ReadFile(filepath.Join(StateDir(), "engine", "init"))
+	if err != nil || os.Getenv("DOCKER_HOST") == "" {
+		return nil
+	}
+	return []string{"nsenter", "--net", "--target", strings.Fields(string(b) + " 0")[0]}
+}
+
 // mountSpecial gives every node the file systems that are the datastores "small" and "frozen".
 func mountSpecial(ctx context.Context, env []string) error {
 	names, err := run(ctx, env, "kubectl", "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
