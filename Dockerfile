@@ -26,9 +26,9 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/vmdk-hostd /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/vmdk-hostd"]
 
-# The node plug-in runs Debian's tools for partitions, ext4 and XFS: these, their libraries and nothing else.
+# The node plug-in runs Debian's tools for partitions, ext4, XFS and btrfs: these, their libraries and nothing else.
 FROM debian:bookworm-slim AS tools
-RUN apt-get update && apt-get install -y --no-install-recommends e2fsprogs fdisk mount util-linux xfsprogs
+RUN apt-get update && apt-get install -y --no-install-recommends btrfs-progs e2fsprogs fdisk mount util-linux xfsprogs
 COPY hack/lib/image.sh hack/images/node-programs /build/
 RUN ["/bin/bash", "-euc", ". /build/image.sh; copy_programs / /out $(grep -v '^#' /build/node-programs) /usr/bin/dash; ln -s dash /out/usr/bin/sh"]
 

@@ -6,7 +6,7 @@
 #   hack/images/build.sh --path NAME... the same; kept apart for scripts that want to say what they mean
 #
 #   vmdk-csi-controller vmdk-hostd      one static program and the CA certificates
-#   vmdk-csi-node                       the program and Debian's tools for partitions, ext4 and XFS
+#   vmdk-csi-node                       the program and Debian's tools for partitions, ext4, XFS and btrfs
 #   busybox                             docker.io/library/busybox:1.37, for examples and tests
 #   csi-sidecars                        the Kubernetes CSI sidecars under registry.k8s.io/sig-storage
 #   upstream-tests                      stand-ins for the images of Kubernetes' storage tests, under their names and tags

@@ -8,7 +8,7 @@ ROOTFS_PACKAGES=(
   systemd systemd-sysv dbus
   conntrack iptables nftables iproute2 ethtool util-linux mount kmod libseccomp2 pigz
   bash ca-certificates curl jq procps socat
-  e2fsprogs xfsprogs fdisk busybox-static
+  e2fsprogs xfsprogs btrfs-progs fdisk busybox-static
 )
 ROOTFS_MIRROR=${VMDK_CSI_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 
