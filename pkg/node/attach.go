@@ -80,8 +80,8 @@ func (s *Service) attach(ctx context.Context, rec *record) (host.Attachment, Dev
 	export, cancel := context.WithTimeout(ctx, exportTime)
 	defer cancel()
 	// A file system's mount keeps its device, and the device goes with it. A raw block device must stay while the pod
-	// has it closed.
-	dev, err := session.Export(export, ExportOptions{ReadOnly: rec.Volume.ReadOnly, AutoClear: rec.Volume.Mode == stage.Mount,
+	// has it closed. That a file system is mounted read-only is the mount's option: its journal may have to be replayed.
+	dev, err := session.Export(export, ExportOptions{ReadOnly: rec.Volume.ReadOnly && rec.Volume.Mode == stage.Block, AutoClear: rec.Volume.Mode == stage.Mount,
 		Partitions: rec.Volume.Partition == stage.PartitionGPT})
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -150,6 +150,9 @@ func (s *Service) takeApart(ctx context.Context, rec *record) error {
 	if len(rec.Targets) > 0 {
 		return fault.New(fault.InUse, "end the workload that uses it, then try again", "volume %s is still published at %s",
 			rec.Volume.ID, rec.Targets[0].Target)
+	}
+	if err := s.letGoOn(ctx, rec.Volume.ID); err != nil {
+		return err
 	}
 	if err := s.unmountAll(rec.Volume.StagingPath); err != nil {
 		return err

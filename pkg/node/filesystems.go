@@ -17,16 +17,17 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// Tools are the file system tools of the node plugin's image: blkid, e2fsprogs, xfsprogs.
+// Tools are the file system tools of the node plugin's image: blkid, e2fsprogs, xfsprogs, btrfs-progs.
 type Tools struct{}
 
 // makeArgs are conservative: what an older kernel than the image's tools cannot mount is off, and no mkfs discards: on a new
 // disk there is nothing to discard, and on a thick one it would give up the space that is reserved.
 //
-// ext4: mke2fs(8) -E nodiscard; -m 0, no blocks for the superuser. xfs: mkfs.xfs(8) -K no discard; nrext64 needs Linux 5.19.
+// ext4: mke2fs(8) -E nodiscard; -m 0, no blocks for the superuser. xfs: mkfs.xfs(8) -K no discard; nrext64 needs Linux 5.19. btrfs: mkfs.btrfs(8) -K.
 var makeArgs = map[string][]string{
-	"ext4": {"-F", "-q", "-m", "0", "-E", "nodiscard"},
-	"xfs":  {"-f", "-q", "-K", "-m", "bigtime=1,inobtcount=1,reflink=1,rmapbt=0", "-i", "nrext64=0"},
+	"ext4":  {"-F", "-q", "-m", "0", "-E", "nodiscard"},
+	"btrfs": {"-f", "-q", "-K"},
+	"xfs":   {"-f", "-q", "-K", "-m", "bigtime=1,inobtcount=1,reflink=1,rmapbt=0", "-i", "nrext64=0"},
 }
 
 // probed at both ends of a device that blkid finds nothing on: the places where partition tables, volume managers and
@@ -92,7 +93,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 func (Tools) Make(ctx context.Context, device, fsType string) error {
 	args, ok := makeArgs[fsType]
 	if !ok {
-		return fault.New(fault.Invalid, "allowed values: ext4, xfs", "file system type %q", fsType)
+		return fault.New(fault.Invalid, "allowed values: ext4, xfs, btrfs", "file system type %q", fsType)
 	}
 	_, err := run(ctx, "mkfs."+fsType, append(args[:len(args):len(args)], device)...)
 	return fault.Wrap(err, "make a file system on %s", device)
@@ -138,13 +139,19 @@ func clearRange(f *os.File, start, length int64) error {
 	return nil
 }
 
-// Repair: ext4 is checked as before every boot (e2fsck(8) -p: only what needs no decision), which does nothing to a clean one;
-// xfs repairs itself at mount by its log, and xfs_repair is a person's decision.
+// Prepare: ext4 is checked as before every boot (e2fsck(8) -p: only what needs no decision), which does nothing to a clean one;
+// xfs and btrfs repair themselves at mount by their logs, and xfs_repair and "btrfs check --repair" are a person's decision.
+// A read-only mount of ext4 replays its journal and needs no check either.
+//
+// A copy: ext4 does not care; xfs is mounted with nouuid; btrfs gets an fsid of its own.
 //
 // An ext4 that is smaller than its device grows here, unmounted, since growing it mounted needs CAP_SYS_RESOURCE
 // (fs/ext4/ioctl.c, ext4_ioctl_group_add and EXT4_IOC_RESIZE_FS), which not every node plugin gets.
-func (Tools) Repair(ctx context.Context, device, fsType string) error {
-	if fsType != "ext4" {
+func (Tools) Prepare(ctx context.Context, device, fsType string, p Preparation) error {
+	switch {
+	case fsType == "btrfs":
+		return ensureBtrfsIdentity(device, p)
+	case fsType != "ext4" || p.ReadOnly:
 		return nil
 	}
 	small, err := extSmallerThanDevice(device)
@@ -206,9 +213,12 @@ func extSmallerThanDevice(device string) (bool, error) {
 
 // Grow grows a mounted file system.
 func (Tools) Grow(ctx context.Context, device, mountpoint, fsType string) error {
-	if fsType == "xfs" {
+	switch fsType {
+	case "xfs":
 		_, err := run(ctx, "xfs_growfs", "-d", mountpoint)
 		return fault.Wrap(err, "grow the file system at %s", mountpoint)
+	case "btrfs":
+		return growBtrfs(ctx, device, mountpoint)
 	}
 	out, err := run(ctx, "resize2fs", device)
 	if err != nil && (strings.Contains(out, "Permission denied") || strings.Contains(out, "Operation not permitted")) {

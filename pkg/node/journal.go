@@ -94,16 +94,21 @@ func (j *journal) save(r *record) error {
 	if err != nil {
 		return err
 	}
-	temp := j.path(r.Volume.ID) + tempSuffix
-	if err := writeSynced(temp, b); err != nil {
-		os.Remove(temp)
-		return fault.Wrap(err, "write the journal of %s", r.Volume.ID)
+	return fault.Wrap(replaceSynced(j.path(r.Volume.ID), b), "write the journal of %s", r.Volume.ID)
+}
+
+// replaceSynced replaces a file as a whole, as journal tells.
+func replaceSynced(path string, b []byte) error {
+	temp := path + tempSuffix
+	err := writeSynced(temp, b)
+	if err == nil {
+		err = os.Rename(temp, path)
 	}
-	if err := os.Rename(temp, j.path(r.Volume.ID)); err != nil {
+	if err != nil {
 		os.Remove(temp)
-		return fault.Wrap(err, "write the journal of %s", r.Volume.ID)
+		return err
 	}
-	return j.sync()
+	return syncDir(filepath.Dir(path))
 }
 
 func writeSynced(path string, b []byte) error {
@@ -118,12 +123,12 @@ func writeSynced(path string, b []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-func (j *journal) sync() error {
-	d, err := os.Open(j.dir)
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
 	if err != nil {
-		return fault.Wrap(err, "sync the journal")
+		return err
 	}
-	return fault.Wrap(errors.Join(d.Sync(), d.Close()), "sync the journal")
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func (j *journal) remove(id string) error {
@@ -134,7 +139,7 @@ func (j *journal) remove(id string) error {
 	if err != nil {
 		return fault.Wrap(err, "remove the journal of %s", id)
 	}
-	return j.sync()
+	return fault.Wrap(syncDir(j.dir), "sync the journal")
 }
 
 // IDs are the volumes that have a record.

@@ -265,8 +265,8 @@ func (k *kernel) Clear(device string) error {
 	return err
 }
 
-func (k *kernel) Repair(context.Context, string, string) error {
-	leave, err := k.enter("repair")
+func (k *kernel) Prepare(context.Context, string, string, Preparation) error {
+	leave, err := k.enter("prepare")
 	defer leave()
 	return err
 }

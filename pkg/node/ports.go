@@ -59,6 +59,8 @@ type Session interface {
 
 // ExportOptions say what block device a session becomes.
 type ExportOptions struct {
+	// ReadOnly device. Without it, the device is writable if the server takes writes: of a read-only attachment it keeps
+	// them for itself, so that journals can be replayed.
 	ReadOnly  bool
 	AutoClear bool // it disappears with its last user
 	// Partitions: the disk's partitions may become devices, by the kernel itself or by Devices.Partition. Without it
@@ -91,11 +93,18 @@ type FileSystems interface {
 	Make(ctx context.Context, device, fsType string) error
 	// Clear makes Probe say "" of a device whose file system was not finished.
 	Clear(device string) error
-	// Repair replays and repairs what a clean mount does not need, and lets a file system that cannot grow while it is
-	// mounted grow before. It is called before a writable mount. Kinds: Damaged.
-	Repair(ctx context.Context, device, fsType string) error
+	// Prepare is called before each mount. It repairs what a clean mount does not need, lets a file system that cannot grow
+	// while it is mounted grow before, and has a copy be mountable beside its source. Kinds: Damaged, Unsupported.
+	Prepare(ctx context.Context, device, fsType string, p Preparation) error
 	// Grow makes the mounted file system as large as its device. Kinds: Precondition (the kernel does not allow it).
 	Grow(ctx context.Context, device, mountpoint, fsType string) error
+}
+
+// Preparation is what there is to know before a mount.
+type Preparation struct {
+	ReadOnly bool   // the mount: nothing is repaired and nothing grows
+	Copy     bool   // the content came from another disk, which may be mounted here too
+	DiskUUID string // ddb.uuid
 }
 
 // Unknown is what Probe says of content that is no file system it knows.

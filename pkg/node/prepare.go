@@ -32,10 +32,9 @@ func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device, ep
 		return err
 	}
 	s.step("formatted")
-	if !v.ReadOnly {
-		if err := s.FileSystems.Repair(ctx, device, v.FSType); err != nil {
-			return err
-		}
+	p := Preparation{ReadOnly: v.ReadOnly, Copy: v.Copy, DiskUUID: rec.UUID}
+	if err := s.FileSystems.Prepare(ctx, device, v.FSType, p); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(v.StagingPath, 0o750); err != nil {
 		return fault.Wrap(err, "make the staging directory")
@@ -48,7 +47,16 @@ func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device, ep
 		// A clone, or the same content on two nodes of one kernel, has the same UUID, and XFS mounts each UUID once.
 		options = append(options, "nouuid")
 	}
-	return s.Mounts.Mount(device, v.StagingPath, v.FSType, options)
+	if err := s.Mounts.Mount(device, v.StagingPath, v.FSType, options); err != nil {
+		return err
+	}
+	if v.ReadOnly || v.FSType == "ext4" { // which grew before
+		return nil
+	}
+	s.step("mounted ungrown")
+	// The disk may be larger than its source was, and nobody asks for the expansion of a new volume. What has its device's
+	// size already stays as it is.
+	return s.FileSystems.Grow(ctx, device, v.StagingPath, v.FSType)
 }
 
 // ContentDevice is the device the file system is on: the disk's or its partition's.
@@ -57,6 +65,9 @@ func (s *Service) contentDevice(v stage.Volume, dev Device) (string, error) {
 		return dev.Path, nil
 	}
 	start, length, err := s.Partitions.Ensure(dev.Path, v.ReadOnly)
+	if err == nil && v.Copy && !v.ReadOnly { // it may be larger than its source was
+		start, length, err = s.Partitions.Grow(dev.Path)
+	}
 	if err != nil {
 		return "", fault.Wrap(err, "find the partition of volume %s", v.ID)
 	}

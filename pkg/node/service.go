@@ -22,6 +22,7 @@ type Config struct {
 	Mounts      Mounts
 	FileSystems FileSystems
 	Partitions  Partitions
+	Freezer     *Freezer     // may be nil: no file system is stopped
 	Recorder    Recorder     // may be nil
 	Log         *slog.Logger // may be nil
 }

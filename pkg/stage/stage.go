@@ -25,12 +25,14 @@ type Volume struct {
 	ID          string
 	StagingPath string // absolute, clean
 	Mode        Mode
-	// FSType is ext4 or xfs; Options are mount(8) options. Both are for Mode Mount only.
+	// FSType is ext4, xfs or btrfs; Options are mount(8) options. Both are for Mode Mount only.
 	FSType    string
 	Options   []string
 	Partition Partition
 	ReadOnly  bool   // the disk is attached read-only
 	Transport string // order of transports, "" is the default
+	// Copy: the disk was made from a snapshot or another disk, whose file system may be mounted on the same node.
+	Copy bool
 }
 
 // Publication is a volume at one workload's path.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/loop"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -61,6 +63,10 @@ func (s *session) Export(ctx context.Context, o node.ExportOptions) (node.Device
 		flags = os.O_RDONLY
 	}
 	file, err := s.fuse.OpenDisk(ctx, flags)
+	if !o.ReadOnly && (errors.Is(err, unix.EROFS) || errors.Is(err, fault.ReadOnly)) { // a read-only attachment whose server keeps no writes
+		o.ReadOnly = true
+		file, err = s.fuse.OpenDisk(ctx, os.O_RDONLY)
+	}
 	if err != nil {
 		return node.Device{}, err
 	}

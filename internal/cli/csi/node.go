@@ -70,6 +70,8 @@ func NewNodeCommand() *cobra.Command {
 	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "how to reach Kubernetes; empty: the pod's service account")
 	f.BoolVar(&o.Controller, "controller", false, "also serve the CSI controller service, by the node's own hostd (without Kubernetes)")
 	addLogFlags(f)
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.AddCommand(newFreezeHelperCommand())
 	return cmd
 }
 
@@ -93,20 +95,30 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 	defer hostd.Close()
 	var recorder node.Recorder
 	var agent *kube.Agent
+	var service *node.Service // before the agent runs
 	if o.Kubernetes {
 		api, err := connect(o.Kubeconfig)
 		if err != nil {
 			return err
 		}
-		agent = kube.NewAgent(kube.AgentParams{API: api, Node: o.Node, Hostd: hostd, Log: logger("agent")})
+		freeze := freezer(func(ctx context.Context, id string, deadline time.Time) (func(context.Context) error, error) {
+			return service.Freeze(ctx, id, deadline)
+		})
+		agent = kube.NewAgent(kube.AgentParams{API: api, Node: o.Node, Hostd: hostd, Freezer: freeze, Log: logger("agent")})
 		recorder = agent
 	}
+	stops, err := node.NewFreezer(ctx, node.FreezerConfig{Dir: filepath.Join(o.PluginDir, "freezes"), Command: freezeHelperCommand(),
+		Log: logger("freezer")})
+	if err != nil {
+		return err
+	}
+	defer stops.Close()
 	devices := Devices{Node: o.Node}
 	holder := node.NewHolder(hostd, devices.Has, recorder, logger("holder"))
 	defer holder.Close()
-	service, err := node.New(node.Config{JournalDir: filepath.Join(o.PluginDir, "volumes"), LinkDir: o.LinkDir, Hostd: hostd,
+	service, err = node.New(node.Config{JournalDir: filepath.Join(o.PluginDir, "volumes"), LinkDir: o.LinkDir, Hostd: hostd,
 		Holder: holder, Devices: devices, Mounts: node.NewKernelMounts(), FileSystems: node.Tools{}, Partitions: node.Tables{},
-		Recorder: recorder, Log: logger("node")})
+		Freezer: stops, Recorder: recorder, Log: logger("node")})
 	if err != nil {
 		return err
 	}
