@@ -203,7 +203,7 @@ func (w *world) flush() error {
 func (w *world) expand() error {
 	size := w.size + mib
 	w.fs.Begin(event{op: "expand", size: size})
-	var server volume.Server
+	var server volume.Grower
 	if w.disk != nil {
 		server = w.disk
 	}

@@ -22,6 +22,7 @@ const (
 type Datastore struct {
 	root, names, volumes fsx.Dir
 	id                   identity
+	noLocks              bool
 }
 
 type identity struct {
@@ -35,6 +36,9 @@ type Options struct {
 	// fault.Precondition: most likely its file system is not mounted, and a datastore of the same name would be made
 	// on the disk below the mount point.
 	UUID string
+	// NoLocks takes no byte locks at all, for file systems whose locks do not work or must not be relied on: the commits of
+	// manifests alone decide between hosts. Whoever opens a volume's directory by its descriptor must take none either.
+	NoLocks bool
 }
 
 // OpenPath opens the datastore in the directory at path, which must exist. Kinds: NotFound, and those of Open.
@@ -53,7 +57,10 @@ func OpenPath(path string, o Options) (*Datastore, error) {
 // Open opens the datastore in root, and makes its layout where it is missing. The Datastore owns root, also when
 // Open fails. Kinds: Precondition (another identity), Damaged, ReadOnly, NoSpace, Unsupported (version).
 func Open(root fsx.Dir, o Options) (s *Datastore, err error) {
-	s = &Datastore{root: root}
+	if o.NoLocks {
+		root = fsx.WithoutLocks(root)
+	}
+	s = &Datastore{root: root, noLocks: o.NoLocks}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -150,6 +157,9 @@ func (s *Datastore) Close() {
 		}
 	}
 }
+
+// NoLocks says that no byte locks are taken.
+func (s *Datastore) NoLocks() bool { return s.noLocks }
 
 // UUID is the datastore's identity.
 func (s *Datastore) UUID() string { return s.id.UUID }

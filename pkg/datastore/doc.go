@@ -2,9 +2,9 @@
 // collection and capacity.
 //
 //	<root>/.vmdk-csi/datastore.json                 identity (UUID) and version
-//	<root>/names/<key>                              record that owns a name
+//	<root>/names/<key>                              record that owns the name of a volume or of a snapshot
 //	<root>/volumes/<id>/record.json                 id, name, uuid, specification: fixed before any extent exists
-//	<root>/volumes/<id>/manifest-<epoch>-<seq>.json links, sizes, capacity steps, owner, clean release
+//	<root>/volumes/<id>/manifest-<epoch>-<seq>.json links, sizes, capacity steps, snapshots, merge, owner, clean release
 //	<root>/volumes/<id>/disk.vmdk ...               plain VMDK
 //	<root>/volumes/.deleted-<id>-<random>           a deleted volume whose files are being removed
 //
@@ -23,7 +23,10 @@
 //     number is free only because everything below the last two was removed (Commit).
 //   - A commit whose outcome is unknown poisons the Volume: it must be opened again, which reads what happened.
 //
-// Locks: Volume.Lock takes a byte lock on record.json for one operation, which excludes other processes of this host
+// Snapshots live in the manifest of their volume. A snapshot's name record is reserved before the manifest has it and freed
+// after the manifest has it no more, so a record alone proves nothing.
+//
+// Locks (none with Options.NoLocks): Volume.Lock takes a byte lock on record.json for one operation, which excludes other processes of this host
 // and, where the file system has locks between hosts, of others. Datastore and Volume hold no mutex; a Volume belongs
 // to one goroutine, a Datastore may be used by several. The package starts no goroutine.
 //

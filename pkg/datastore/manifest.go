@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
@@ -22,6 +23,15 @@ type Manifest struct {
 	Steps []Step `json:"steps,omitempty"`
 	// Growing is the capacity that the head is on its way to; whoever opens the disk next finishes it.
 	Growing int64 `json:"growing,omitempty"`
+	// Snapshots are the points of this disk's past that somebody wants to keep, oldest first.
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	// Merge is a consolidation that was begun: the lower link may be unclean, and larger than recorded.
+	Merge *Merge `json:"merge,omitempty"`
+	// Behind names the descriptor of a link that a merge has made and whose descriptors (its own, and the hint of the one
+	// above) may not say so yet: they are rebound before anything reads them.
+	Behind string `json:"behind,omitempty"`
+	// Retired says that the volume was deleted and its links stay for its snapshots: nobody attaches it any more.
+	Retired bool `json:"retired,omitempty"`
 	// Deleting says that the volume's files are being removed: nothing else may happen to it.
 	Deleting bool `json:"deleting,omitempty"`
 }
@@ -32,9 +42,36 @@ type Link struct {
 	Extents    []string `json:"extents"`
 	Type       string   `json:"type"` // createType
 	CID        string   `json:"cid"`
+	LongID     string   `json:"longContentID,omitempty"`
 	ParentCID  string   `json:"parentCID"`
 	Size       int64    `json:"size"` // capacity, bytes
+	// Frozen says of the head that it must not be written any more, because a snapshot ends there or other disks share its
+	// extents: who attaches the disk puts a child on top first.
+	Frozen bool `json:"frozen,omitempty"`
 }
+
+// Snapshot is a point in the disk's past: the content of the chain up to a link.
+type Snapshot struct {
+	ID          string    `json:"id"`
+	Name        string    `json:"name"` // the orchestrator's name
+	Link        string    `json:"link"` // descriptor of the link where it ends
+	Size        int64     `json:"size"` // capacity then, bytes
+	CID         string    `json:"cid"`
+	Created     time.Time `json:"created"`
+	Consistency string    `json:"consistency"`
+}
+
+// Merge is the intent to make one link of two neighbours.
+type Merge struct {
+	Lower     string `json:"lower"`     // descriptor of the lower one
+	Direction string `json:"direction"` // Down or Up
+}
+
+// Directions of a merge.
+const (
+	Down = "down" // the upper link goes into the lower one
+	Up   = "up"   // the lower link goes into the upper one
+)
 
 // Step is a recorded difference of capacity between a link and its parent.
 type Step struct {
@@ -42,6 +79,9 @@ type Step struct {
 	From int64 `json:"from"` // parent's capacity, bytes
 	To   int64 `json:"to"`   // link's capacity, bytes
 }
+
+// MaxSnapshots is the most snapshots of a disk: many may end at one link.
+const MaxSnapshots = 1000
 
 const maxLinks = 255 // VMware's own limit is 32 for a VM's chain; longer ones occur in foreign trees
 
@@ -126,7 +166,23 @@ func (m Manifest) check() error {
 	if m.Growing != 0 && m.Growing <= m.Size {
 		return fmt.Errorf("growing from %d to %d", m.Size, m.Growing)
 	}
-	return m.checkSteps()
+	if err := m.checkSteps(); err != nil {
+		return err
+	}
+	return m.checkChanges()
+}
+
+// Index is the place of the link with that descriptor, -1 if there is none.
+func (m Manifest) Index(descriptor string) int {
+	return slices.IndexFunc(m.Links, func(l Link) bool { return l.Descriptor == descriptor })
+}
+
+// Head is the link on top.
+func (m Manifest) Head() Link { return m.Links[len(m.Links)-1] }
+
+// SnapshotAt says whether a snapshot ends at the link.
+func (m Manifest) SnapshotAt(descriptor string) bool {
+	return slices.ContainsFunc(m.Snapshots, func(s Snapshot) bool { return s.Link == descriptor })
 }
 
 func (m Manifest) checkNames() error {

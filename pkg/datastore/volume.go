@@ -143,7 +143,7 @@ func (v *Volume) Unlock() {
 
 // Record reads the volume's record. Kinds: NotFound, Damaged.
 func (v *Volume) Record() (Record, error) {
-	r, err := readRecord(v.dir, recordFile)
+	r, err := readRecord[Record](v.dir, recordFile)
 	if err == nil && r.ID != v.id {
 		err = damaged(recordFile, fmt.Errorf("it is the record of %q", r.ID))
 	}
@@ -283,10 +283,26 @@ func stale(names []string) []string {
 	return found[:max(0, len(found)-2)]
 }
 
+// Drop removes the files of link l that m does not name. The caller has committed m, holds the Lock, and knows that nobody
+// opens l any more. What a crash leaves of it is collected by whoever opens the volume next.
+func (v *Volume) Drop(m Manifest, l Link) error {
+	keep := m.files()
+	var errs []error
+	for _, n := range append([]string{l.Descriptor}, l.Extents...) {
+		if !keep[n] {
+			errs = append(errs, removeFile(v.dir, n))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Collect removes the files that neither m nor this package's protocol refers to (I6), and returns their names. m is
 // the volume's latest manifest, or the zero Manifest of a volume without one. The caller holds the Lock. Kinds:
-// Precondition (m is growing: the descriptor may name extents that m does not, so nothing is surely unreferenced).
+// Precondition (m is growing or merging: a descriptor may name extents that m does not, so nothing is surely unreferenced).
 func (v *Volume) Collect(m Manifest) ([]string, error) {
+	if m.Merge != nil || m.Behind != "" {
+		return nil, fault.New(fault.Precondition, "Finish its consolidation first.", "the links of disk %s are being merged", v.id)
+	}
 	if m.Growing != 0 {
 		return nil, fault.New(fault.Precondition, "Finish its expansion first.", "disk %s is growing to %d bytes", v.id, m.Growing)
 	}

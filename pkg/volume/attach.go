@@ -10,6 +10,8 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // Opened is a disk that this host may serve.
@@ -21,16 +23,16 @@ type Opened struct {
 	Before   lease.Before // what the previous owner left
 	Format   host.DiskFormat
 	Links    []datastore.Link
-	Dir      *os.File // the volume's directory; the receiver closes it
+	Refs     []chain.Ref // how the chain opens the links
+	NoLocks  bool        // the datastore takes no byte locks: the chain must not either
+	Dir      *os.File    // the volume's directory; the receiver closes it
 }
 
 // OpenForAttach makes this host the disk's owner and opens its directory. Steps:
 //
 //  1. commit the next epoch with this host as its owner   crash: held by this host, which acquires it again
-//  2. finish a growth that was interrupted, and commit what came of it   crash: as 1, still growing
-//  3. collect what that manifest does not refer to
-//
-// 3 must not come before 2: the descriptor may name extents already of which the growing manifest knows nothing.
+//  2. tidy: finish a growth or merge that was interrupted, collect        crash: as 1
+//  3. give a frozen head a child, or thaw it                              crash: as 1
 //
 // Readers do not own the disk: they need it released, and the chain's read locks keep writers of this host away.
 // Kinds: NotFound, InUse (another host owns it), InProgress, Damaged, NoSpace, ReadOnly.
@@ -41,7 +43,7 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 	}
 	defer s.end()
 	rec, m, err := s.read()
-	if err != nil {
+	if err = living(id, m, err); err != nil {
 		return nil, err
 	}
 	if readOnly {
@@ -49,7 +51,10 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 			return nil, fault.New(fault.InUse, "Detach it there first.",
 				"disk %s is attached read-write on host %q", id, m.Owner.Host)
 		}
-		return opened(s.Volume, rec, m, readOnly, lease.Clean)
+		if m.Behind != "" || m.Merge != nil {
+			return nil, fault.New(fault.InProgress, "Try again: it is finished before long.", "the links of disk %s are being merged", id)
+		}
+		return v.opened(s.Volume, rec, m, readOnly, lease.Clean)
 	}
 	var before lease.Before
 	if m.State, before, err = lease.Acquire(m.State, v.me); err != nil {
@@ -60,32 +65,20 @@ func (v *Volumes) OpenForAttach(ctx context.Context, id string, readOnly bool) (
 	}
 	if m, err = v.prepare(ctx, s.Volume, rec, m); err == nil {
 		var o *Opened
-		if o, err = opened(s.Volume, rec, m, false, before); err == nil {
+		if o, err = v.opened(s.Volume, rec, m, false, before); err == nil {
 			return o, nil
 		}
 	}
 	return nil, errors.Join(err, v.giveBack(s.Volume, m, before))
 }
 
-// prepare is steps 2 and 3.
+// prepare is steps 2 and 3. A head that is not clean is left to who opens the chain.
 func (v *Volumes) prepare(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest) (datastore.Manifest, error) {
-	if m.Growing != 0 {
-		err := v.engine.Grow(ctx, vol.Dir(), m.Links, m.Growing, host.DiskFormat(rec.Format))
-		if err != nil && !errors.Is(err, fault.NoSpace) {
-			return m, fault.Wrap(err, "finish the expansion of disk %s", vol.ID())
-		}
-		if m, err = v.settle(ctx, vol, m, false); err != nil {
-			return m, err
-		}
-	}
-	removed, err := vol.Collect(m)
+	m, err := v.tidy(ctx, vol, rec, m, tidying{mend: true})
 	if err != nil {
 		return m, err
 	}
-	if len(removed) > 0 {
-		v.log.Info("unreferenced files removed", "disk", vol.ID(), "files", removed)
-	}
-	return m, nil
+	return v.writable(ctx, vol, m, m.Size)
 }
 
 // giveBack undoes step 1 when the attach failed, unless the disk was found unclean: it still is.
@@ -100,13 +93,20 @@ func (v *Volumes) giveBack(vol *datastore.Volume, m datastore.Manifest, before l
 	return lost(vol.ID(), vol.Commit(m))
 }
 
-func opened(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, readOnly bool, before lease.Before) (*Opened, error) {
+func (v *Volumes) opened(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, readOnly bool, before lease.Before) (*Opened, error) {
+	refs, err := mendable(vol.Dir(), m.Links)
+	if err != nil {
+		return nil, err
+	}
 	dir, err := fsx.Descriptor(vol.Dir())
 	if err != nil {
 		return nil, err
 	}
 	o := &Opened{ID: vol.ID(), UUID: m.UUID, Size: m.Size, ReadOnly: readOnly, Before: before,
-		Format: host.DiskFormat(rec.Format), Links: m.Links, Dir: dir}
+		Format: host.DiskFormat(rec.Format), Links: m.Links, Refs: refs, Dir: dir, NoLocks: v.store.NoLocks()}
+	if vmdk.Type(m.Head().Type).Sparse() {
+		o.Format = host.Thin // only a base takes space ahead
+	}
 	if !readOnly {
 		o.Epoch = m.Epoch
 	}
@@ -114,7 +114,8 @@ func opened(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, r
 }
 
 // Reopen opens the directory of a disk that this host holds under epoch (0: read-only), for a successor of the process
-// that served it. Nothing is committed. Kinds: Precondition (not the owner of that epoch any more), NotFound.
+// that served it, which is dead. Descriptors that a merge left behind are rebound and that is committed; nothing else is.
+// Kinds: Precondition (not the owner of that epoch any more), NotFound.
 func (v *Volumes) Reopen(ctx context.Context, id string, epoch int64) (*Opened, error) {
 	s, err := v.begin(ctx, id, "take over")
 	if err != nil {
@@ -132,8 +133,23 @@ func (v *Volumes) Reopen(ctx context.Context, id string, epoch int64) (*Opened, 
 		if m.Owner.BootID != v.me.BootID {
 			return nil, fault.New(fault.Precondition, "Attach the disk again.", "disk %s was attached before this machine's last start", id)
 		}
+		if m, err = v.rebound(ctx, s.Volume, m); err != nil {
+			return nil, err
+		}
 	}
-	return opened(s.Volume, rec, m, epoch == 0, lease.Crashed)
+	return v.opened(s.Volume, rec, m, epoch == 0, lease.Crashed)
+}
+
+// rebound rebinds the descriptors that a merge left behind, and commits that. Nobody has the chain open.
+func (v *Volumes) rebound(ctx context.Context, vol *datastore.Volume, m datastore.Manifest) (datastore.Manifest, error) {
+	if m.Behind == "" {
+		return m, nil
+	}
+	if err := v.repair(ctx, vol, m, tidying{}); err != nil {
+		return m, fault.Wrap(err, "disk %s", vol.ID())
+	}
+	m.Behind, m.State = "", lease.Next(m.State)
+	return m, lost(vol.ID(), vol.Commit(m))
 }
 
 // Release commits the clean release record of epoch. The disk's worker has flushed and closed it; unclean says that it
@@ -152,11 +168,10 @@ func (v *Volumes) Release(ctx context.Context, id string, epoch int64, unclean b
 	if lease.Holds(m.State, epoch, v.me) != nil {
 		return nil
 	}
-	if unclean {
-		if err := v.engine.Recover(ctx, s.Dir(), m.Links); err != nil {
-			return fault.Wrap(err, "check disk %s", id)
-		}
+	if err := v.repair(ctx, s.Volume, m, tidying{mend: true, recover: unclean}); err != nil {
+		return fault.Wrap(err, "check disk %s", id)
 	}
+	m.Merge, m.Behind = nil, ""
 	links, err := v.engine.Inspect(ctx, s.Dir(), m.Links)
 	if err != nil {
 		return fault.Wrap(err, "release disk %s", id)

@@ -16,18 +16,31 @@ import (
 // headDescriptor is the base link's descriptor in every volume.
 const headDescriptor = "disk.vmdk"
 
-// Create makes the disk, or returns it when it exists with the same specification. Steps:
+// Create is CreateFrom with a source, if any, that is not attached on this host.
+func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
+	return v.CreateFrom(ctx, spec, nil)
+}
+
+// CreateFrom makes the disk, or returns it when it exists with the same specification. source is the worker that serves the
+// source's disk on this host, nil if there is none. Steps:
 //
 //  1. reserve the name: publish its record        crash: the name is taken, a retry continues with its uuid
 //  2. make the volume's directory and record      crash: as 1
 //  3. collect what an interrupted attempt left
-//  4. make extents and descriptor, durable        crash: unreferenced files, collected by 3 of the retry
+//  4. make extents and descriptor, durable (with a source: restore)   crash: unreferenced files, collected by 3 of the retry
 //  5. commit manifest 1-1, released               the commit point: from here on the disk exists
 //
 // A definite failure of 3 to 5 collects the files, and gives the name back if this call reserved it.
-func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
+//
+// Kinds: Invalid, OutOfRange (also smaller than the source), NotFound (the source: missing, being made, deleted or retired),
+// Exists (another specification, or the name of a retired disk), InProgress, NoSpace, ReadOnly, InUse (the source is attached
+// on another host), Exhausted (the chain would be too long).
+func (v *Volumes) CreateFrom(ctx context.Context, spec host.DiskSpec, source Server) (host.Disk, error) {
 	spec.Datastore = v.name
 	spec, err := spec.Normalize()
+	if err == nil {
+		spec, err = sourced(spec)
+	}
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -39,7 +52,7 @@ func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, er
 	defer unlock()
 	// The second round follows the removal of a half-deleted disk of this name.
 	for range 2 {
-		d, again, err := v.create(ctx, id, spec)
+		d, again, err := v.create(ctx, id, spec, source)
 		if !again {
 			return d, err
 		}
@@ -47,7 +60,7 @@ func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, er
 	return host.Disk{}, fault.New(fault.InProgress, "Try again.", "disk %s is being deleted", id)
 }
 
-func (v *Volumes) create(ctx context.Context, id string, spec host.DiskSpec) (d host.Disk, again bool, err error) {
+func (v *Volumes) create(ctx context.Context, id string, spec host.DiskSpec, source Server) (d host.Disk, again bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return host.Disk{}, false, fault.Wrap(err, "create disk %s", id)
 	}
@@ -72,10 +85,13 @@ func (v *Volumes) create(ctx context.Context, id string, spec host.DiskSpec) (d 
 		return host.Disk{}, false, err
 	case ok && m.Deleting:
 		return host.Disk{}, true, v.remove(vol)
+	case ok && m.Retired:
+		return host.Disk{}, false, fault.New(fault.Exists, "Use another name, or delete those snapshots first.",
+			"disk %s was deleted, and %d snapshots still need its links", id, len(m.Snapshots))
 	case ok:
 		return v.describe(vol, rec, m), false, nil
 	}
-	m, err = v.build(ctx, vol, rec)
+	m, err = v.build(ctx, vol, rec, source)
 	if err != nil {
 		return host.Disk{}, false, v.undo(vol, rec, reserved, err)
 	}
@@ -90,22 +106,36 @@ func (v *Volumes) reserve(id string, spec host.DiskSpec) (rec datastore.Record, 
 		if err := v.checkSpace(spec); err != nil {
 			return datastore.Record{}, false, err
 		}
-		rec, made, err = v.store.Reserve(datastore.Record{
+		if err := v.checkSource(spec); err != nil {
+			return datastore.Record{}, false, err
+		}
+		want := datastore.Record{
 			ID: id, Key: nameKey(id), Name: spec.Name, UUID: newUUID(), Size: spec.Size,
-			Format: string(spec.Format), Type: string(spec.Type),
-		})
+			Format: string(spec.Format), Type: string(spec.Type), CloneMode: string(spec.CloneMode),
+		}
+		if spec.Source != nil {
+			want.Source = &datastore.Source{Snapshot: spec.Source.Snapshot, Disk: spec.Source.Disk}
+		}
+		rec, made, err = v.store.Reserve(want)
 	}
 	if err != nil {
 		return datastore.Record{}, false, err
 	}
-	return rec, made, v.spec(rec).Matches(spec)
+	have := v.spec(rec)
+	if err := sameSource(have, spec); err != nil {
+		return rec, made, err
+	}
+	return rec, made, have.Matches(spec)
 }
 
 // build is steps 3 to 5.
-func (v *Volumes) build(ctx context.Context, vol *datastore.Volume, rec datastore.Record) (datastore.Manifest, error) {
+func (v *Volumes) build(ctx context.Context, vol *datastore.Volume, rec datastore.Record, source Server) (datastore.Manifest, error) {
 	var m datastore.Manifest
 	if _, err := vol.Collect(m); err != nil {
 		return m, err
+	}
+	if rec.Source != nil {
+		return v.restore(ctx, vol, rec, source)
 	}
 	link, err := v.engine.Create(ctx, vol.Dir(), NewLink{
 		Descriptor: headDescriptor, UUID: rec.UUID, Size: rec.Size,

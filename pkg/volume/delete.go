@@ -10,7 +10,8 @@ import (
 )
 
 // Delete removes the disk; one that is not there is deleted already. The caller knows that this host does not have it
-// attached. Steps:
+// attached. A disk that has snapshots is retired instead: one commit, with the next epoch and released, drops the links above
+// its last snapshot; its name stays taken until DeleteSnapshot removes the last one. Steps for the others:
 //
 //  1. acquire the next epoch with a manifest that says "deleting": the commit point, no host can attach any more
 //  2. free the name                               crash: the directory is left; Delete or Create of the name finds it
@@ -30,13 +31,23 @@ func (v *Volumes) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if ok && m.Retired {
+		return nil
+	}
 	if ok && !m.Deleting {
+		old := m
+		m = trimmed(m)
 		if m.State, _, err = lease.Acquire(m.State, v.me); err != nil {
 			return fault.Wrap(err, "delete disk %s", id)
 		}
-		m.Deleting, m.Links, m.Steps, m.Growing = true, nil, nil, 0
+		m.Released = m.Retired
 		if err := s.Commit(m); err != nil {
 			return lost(id, err)
+		}
+		if m.Retired {
+			v.dropGone(s.Volume, old, m)
+			v.log.Info("disk retired: its links stay for its snapshots", "disk", id, "snapshots", len(m.Snapshots))
+			return nil
 		}
 	}
 	if err := v.remove(s.Volume); err != nil {

@@ -80,7 +80,12 @@ func (VMDK) Recover(_ context.Context, d fsx.Dir, links []datastore.Link) error 
 
 // withChain opens the chain for writing, which checks and mends an unclean head, and closes it cleanly.
 func withChain(d fsx.Dir, links []datastore.Link, format host.DiskFormat, do func(*chain.Chain) error) error {
-	c, err := chain.Open(d, LooseRefs(links), chain.Options{Format: vmdk.Format(format), Locks: true})
+	head := links[len(links)-1]
+	if vmdk.Type(head.Type).Sparse() {
+		format = host.Thin // a disk that began thick: only its base takes space ahead
+	}
+	// The extents of a frozen head may be another disk's parent, whose readers lock them.
+	c, err := chain.Open(d, LooseRefs(links), chain.Options{Format: vmdk.Format(format), Locks: !head.Frozen})
 	if err != nil {
 		return err
 	}
@@ -109,6 +114,7 @@ func LooseRefs(links []datastore.Link) []chain.Ref {
 func linkOf(i *vmdk.Info) datastore.Link {
 	l := datastore.Link{
 		Descriptor: i.Name, Type: string(i.Type), CID: i.CID.String(), ParentCID: i.ParentCID.String(), Size: i.Capacity,
+		LongID: i.LongID,
 	}
 	for _, e := range i.Extents {
 		l.Extents = append(l.Extents, e.Name)

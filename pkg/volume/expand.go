@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -10,21 +11,16 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
 )
 
-// Server is the worker that has a disk open on this host.
-type Server interface {
-	// Grow makes the disk larger while it is served.
-	Grow(ctx context.Context, size int64) error
-}
-
 // Expand grows the disk to at least size bytes. server is the worker that serves it on this host, nil when it is not
 // attached here. Steps:
 //
+//  0. a frozen head (detached) is not grown: growFrozen
 //  1. commit that the disk is growing (detached: with the next epoch)   crash: whoever opens it next finishes 2 and 3
 //  2. grow the files
 //  3. commit the new capacity (detached: released)
 //
 // Kinds: NotFound, OutOfRange, NoSpace, InProgress, InUse (attached elsewhere).
-func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Server) (host.Disk, error) {
+func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Grower) (host.Disk, error) {
 	if err := host.CheckSize(size); err != nil {
 		return host.Disk{}, err
 	}
@@ -34,8 +30,13 @@ func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Serv
 	}
 	defer s.end()
 	rec, m, err := s.read()
-	if err != nil {
+	if err = living(id, m, err); err != nil {
 		return host.Disk{}, err
+	}
+	if server == nil && m.Size < size && (m.Head().Frozen || m.Merge != nil || m.Behind != "") {
+		if m, err = v.growFrozen(ctx, s, rec, m, size); err != nil {
+			return host.Disk{}, err
+		}
 	}
 	if m.Size < size {
 		if m, err = v.grow(ctx, s.Volume, rec, m, size, server); err != nil {
@@ -46,10 +47,32 @@ func (v *Volumes) Expand(ctx context.Context, id string, size int64, server Serv
 	return v.describe(s.Volume, rec, m), nil
 }
 
-func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, size int64, server Server) (datastore.Manifest, error) {
+// growFrozen gives a disk whose head must not be written a larger one, and finishes what was interrupted. A head that could be
+// thawed is left to be grown. Steps:
+//
+//  1. hold the disk
+//  2. make it writable: a child of the new size is committed    crash: held, and larger
+//  3. release it
+func (v *Volumes) growFrozen(ctx context.Context, s *session, rec datastore.Record, m datastore.Manifest, size int64) (datastore.Manifest, error) {
+	m, _, err := v.hold(ctx, s, rec, m)
+	if err != nil {
+		return m, fault.Wrap(err, "expand disk %s", s.ID())
+	}
+	m, err = v.writable(ctx, s.Volume, m, size)
+	if errors.Is(err, fault.Poisoned) {
+		return m, err
+	}
+	if rerr := v.let(s, m); rerr != nil {
+		return m, errors.Join(err, rerr)
+	}
+	m, cerr := current(s.Volume)
+	return m, errors.Join(err, cerr)
+}
+
+func (v *Volumes) grow(ctx context.Context, vol *datastore.Volume, rec datastore.Record, m datastore.Manifest, size int64, server Grower) (datastore.Manifest, error) {
 	var err error
 	if server != nil {
-		if err := lease.Holds(m.State, m.Epoch, v.me); err != nil {
+		if err := v.serving(vol.ID(), m); err != nil {
 			return m, err
 		}
 		m.State = lease.Next(m.State)
@@ -99,9 +122,22 @@ func (v *Volumes) settle(ctx context.Context, vol *datastore.Volume, m datastore
 	return m, lost(vol.ID(), vol.Commit(m))
 }
 
-// withLinks is m with what the descriptors say.
+// withLinks is m with what the descriptors say. Frozen is the manifest's alone. The content ID of a snapshot is that of its
+// link, which a merge into it may change.
 func withLinks(m datastore.Manifest, links []datastore.Link) datastore.Manifest {
-	m.Links = links
+	old := m
+	m.Links = slices.Clone(links)
+	for i, l := range m.Links {
+		if j := old.Index(l.Descriptor); j >= 0 {
+			m.Links[i].Frozen = old.Links[j].Frozen
+		}
+	}
+	m.Snapshots = slices.Clone(m.Snapshots)
+	for i, s := range m.Snapshots {
+		if j := m.Index(s.Link); j >= 0 {
+			m.Snapshots[i].CID = m.Links[j].CID
+		}
+	}
 	m.Size = links[len(links)-1].Size
 	m.Steps = nil
 	for i := 1; i < len(links); i++ {

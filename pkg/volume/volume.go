@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 
@@ -11,28 +12,64 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
-// Engine makes and changes the files of a chain. Each method leaves no file open. Links are given base first.
+// Engine makes and changes the files of chains. Each method leaves no file open. Links are given base first.
 type Engine interface {
-	// Create makes a base link named after n.Descriptor, and makes its files and their names durable. What an error
-	// leaves behind the caller collects.
+	Maker
+	Keeper
+	Merger
+}
+
+// Maker makes new links, and makes their files and names durable. What an error leaves behind the caller collects.
+type Maker interface {
+	// Create makes a base link.
 	Create(ctx context.Context, d fsx.Dir, n NewLink) (datastore.Link, error)
+	// Child makes an empty child, of n.Size bytes, of the link whose descriptor is parent.
+	Child(ctx context.Context, d fsx.Dir, parent string, n NewLink) (datastore.Link, error)
+	// Share makes links in directory to over the extents of links in directory from: hard links of the extents, copies where
+	// that is impossible, and descriptors of their own, which say what links says and n.UUID. File names get a prefix.
+	Share(ctx context.Context, from fsx.Dir, links []datastore.Link, to fsx.Dir, n Shared) ([]datastore.Link, error)
+	// Flatten makes a base link with the content of a chain whose head nobody writes.
+	Flatten(ctx context.Context, d fsx.Dir, links []datastore.Link, n NewLink, progress func(done, total int64)) (datastore.Link, error)
+}
+
+// Keeper keeps closed chains right.
+type Keeper interface {
 	// Inspect tells what the links' descriptors say now.
 	Inspect(ctx context.Context, d fsx.Dir, links []datastore.Link) ([]datastore.Link, error)
 	// Grow makes the head larger, or finishes a growth that was interrupted, and closes the chain cleanly.
 	Grow(ctx context.Context, d fsx.Dir, links []datastore.Link, size int64, format host.DiskFormat) error
 	// Recover checks a chain that was not closed, repairs what its format allows, and closes it cleanly.
 	Recover(ctx context.Context, d fsx.Dir, links []datastore.Link) error
+	// Mend recovers parents that a crash left unclean; those that share extents with other disks it leaves alone.
+	Mend(ctx context.Context, d fsx.Dir, links []datastore.Link) error
+	// Rebind makes the descriptors say what links says about places in the chain; uuid is the disk's.
+	Rebind(ctx context.Context, d fsx.Dir, links []datastore.Link, uuid string, head bool) error
 }
 
-// NewLink is a base link to be made.
+// Merger makes one link of two neighbours.
+type Merger interface {
+	// Merge is chain.Chain.Merge on a chain that nobody else uses; a frozen head is not locked.
+	Merge(ctx context.Context, d fsx.Dir, links []datastore.Link, p chain.MergeParams) error
+	// MergeCost is how many bytes a merge would copy in each direction.
+	MergeCost(ctx context.Context, d fsx.Dir, links []datastore.Link, lower int) (down, up int64, err error)
+}
+
+// NewLink is a link to be made.
 type NewLink struct {
 	Descriptor string
-	UUID       string // 32 hex digits
+	UUID       string // of a base: 32 hex digits
 	Size       int64  // bytes
 	Format     host.DiskFormat
 	Type       host.DiskType
+}
+
+// Shared is what Share makes.
+type Shared struct {
+	UUID   string // 32 hex digits
+	Prefix string // replaces the "disk" that every file name begins with; "": the names stay
 }
 
 // Volumes is the disks of one datastore, as one host works with them.
@@ -122,7 +159,16 @@ func current(vol *datastore.Volume) (datastore.Manifest, error) {
 	return m, err
 }
 
-// Get describes a disk. Kinds: NotFound (also while it is being made or deleted), Damaged.
+// living is current of a disk that was not deleted as a volume.
+func living(id string, m datastore.Manifest, err error) error {
+	if err == nil && m.Retired {
+		return fault.New(fault.NotFound, "", "disk %s does not exist: it was deleted, and its links stay for its snapshots", id)
+	}
+	return err
+}
+
+// Get describes a disk; one that was deleted and has snapshots is Retired. Kinds: NotFound (also while it is being made or
+// deleted), Damaged.
 func (v *Volumes) Get(_ context.Context, id string) (host.Disk, error) {
 	vol, err := v.store.OpenVolume(id)
 	if err != nil {
@@ -140,8 +186,8 @@ func (v *Volumes) Get(_ context.Context, id string) (host.Disk, error) {
 	return v.describe(vol, rec, m), nil
 }
 
-// List describes up to max disks (0: all) in order of id, behind the id after. more says that there are others. A
-// disk that cannot be read is listed as Failed with the reason: an administrator must see it.
+// List describes up to max disks (0: all) in order of id, behind the id after. more says that there are others. Retired
+// disks are no volumes, and left out. A disk that cannot be read is listed as Failed with the reason: an administrator must see it.
 func (v *Volumes) List(ctx context.Context, max int, after string) (disks []host.Disk, more bool, err error) {
 	ids, err := v.store.IDs()
 	if err != nil {
@@ -157,6 +203,9 @@ func (v *Volumes) List(ctx context.Context, max int, after string) (disks []host
 		d, err := v.Get(ctx, id)
 		switch fault.KindOf(err) {
 		case "":
+			if d.Phase == host.Retired {
+				continue
+			}
 		case fault.NotFound:
 			continue
 		default:
@@ -173,6 +222,13 @@ func (v *Volumes) List(ctx context.Context, max int, after string) (disks []host
 func (v *Volumes) describe(vol *datastore.Volume, rec datastore.Record, m datastore.Manifest) host.Disk {
 	d := host.Disk{
 		ID: rec.ID, Spec: v.spec(rec), Size: m.Size, UUID: rec.UUID, Phase: host.Ready,
+		VMwareProblem: vmwareProblem(m), Consolidation: consolidation(vol.Dir(), m),
+	}
+	if m.Retired {
+		d.Phase = host.Retired
+	}
+	for _, s := range m.Snapshots {
+		d.Snapshots = append(d.Snapshots, s.ID)
 	}
 	for _, l := range m.Links {
 		d.Links = append(d.Links, host.Link{
@@ -184,10 +240,24 @@ func (v *Volumes) describe(vol *datastore.Volume, rec datastore.Record, m datast
 }
 
 func (v *Volumes) spec(rec datastore.Record) host.DiskSpec {
-	return host.DiskSpec{
+	spec := host.DiskSpec{
 		Name: rec.Name, Datastore: v.name, Size: rec.Size,
-		Format: host.DiskFormat(rec.Format), Type: host.DiskType(rec.Type),
+		Format: host.DiskFormat(rec.Format), Type: host.DiskType(rec.Type), CloneMode: host.CloneMode(rec.CloneMode),
 	}
+	if rec.Source != nil {
+		spec.Source = &host.Source{Snapshot: rec.Source.Snapshot, Disk: rec.Source.Disk}
+	}
+	return spec
+}
+
+// vmwareProblem is why VMware would refuse the chain: it wants one capacity in all links.
+func vmwareProblem(m datastore.Manifest) string {
+	if len(m.Steps) == 0 {
+		return ""
+	}
+	s := m.Steps[0]
+	return fmt.Sprintf("link %s has %d MiB, its parent %d MiB: VMware wants one capacity in all links; consolidation or flattening cures it",
+		m.Links[s.Link].Descriptor, s.To>>20, s.From>>20)
 }
 
 // allocated is what a link's files use; a file that is missing counts nothing here and fails the next open.
