@@ -4,6 +4,7 @@
 // The port is cut by who uses it:
 //
 //	Disks       the controller: create, delete, get, list, expand. Idempotent by name and id.
+//	Snapshots   the controller: points in a disk's past, from which disks are made. Idempotent by name and id.
 //	Claims      the controller: which node may attach a disk (ControllerPublish).
 //	Datastores  the controller: where disks can live, and how much room there is.
 //	Attacher    the node service: open a disk for a kernel device on this node, and let it go.

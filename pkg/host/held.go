@@ -12,7 +12,7 @@ import (
 // Dup is h with descriptors of its own; the caller closes them. Missing ones stay missing.
 func (h Held) Dup() (Held, error) {
 	var err error
-	for _, f := range []**os.File{&h.Device.Fuse, &h.Device.Table, &h.Worker} {
+	for _, f := range []**os.File{&h.Device.Fuse, &h.Device.Table, &h.Device.Scratch, &h.Worker} {
 		var dup *os.File
 		if *f != nil && err == nil {
 			dup, err = sys.Dup(*f)
@@ -28,7 +28,7 @@ func (h Held) Dup() (Held, error) {
 
 // Close closes the descriptors.
 func (h Held) Close() {
-	for _, f := range []*os.File{h.Device.Fuse, h.Device.Table, h.Worker} {
+	for _, f := range []*os.File{h.Device.Fuse, h.Device.Table, h.Device.Scratch, h.Worker} {
 		if f != nil {
 			_ = f.Close() // a descriptor of a device, a memfd or a process: nothing is written back
 		}

@@ -10,14 +10,18 @@ import (
 
 // Disks makes and unmakes disks. Every method may be repeated: a repeated request finds what the first one did.
 type Disks interface {
-	// Create makes the disk named spec.Name, or returns it when it exists with the same specification.
-	// Kinds: Invalid, OutOfRange, NotFound (datastore), Exists (other specification), InProgress, NoSpace, ReadOnly.
+	// Create makes the disk named spec.Name, or returns it when it exists with the same specification, whatever became of its
+	// source since. Kinds: Invalid (also a source in another datastore), OutOfRange (also smaller than the source), NotFound
+	// (datastore, source), Exists (other specification; the name of a retired disk), InProgress, NoSpace, ReadOnly, Exhausted
+	// (the host asked for does not reach the source; the chain would be too deep), InUse (the source is attached on a host
+	// that this one cannot ask).
 	Create(ctx context.Context, spec DiskSpec) (Disk, error)
-	// Delete removes the disk and its files; a disk that is not there is deleted already. Kinds: InUse, InProgress.
+	// Delete removes the disk and its files; a disk that is not there is deleted already. One that has snapshots becomes Retired:
+	// it goes with the last of them. Kinds: InUse, InProgress.
 	Delete(ctx context.Context, id string) error
-	// Get describes one disk. Kinds: NotFound, Damaged.
+	// Get describes one disk, also a retired one. Kinds: NotFound, Damaged.
 	Get(ctx context.Context, id string) (Disk, error)
-	// List returns up to max disks (0: all) in order of id, behind the token that an earlier call returned.
+	// List returns up to max disks (0: all) that are not retired in order of id, behind the token that an earlier call returned.
 	// Kinds: Invalid (token).
 	List(ctx context.Context, max int, token string) (disks []Disk, next string, err error)
 	// Expand grows the disk to at least size bytes, attached or not, and returns it. Kinds: NotFound, OutOfRange, NoSpace,

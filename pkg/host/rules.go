@@ -1,6 +1,7 @@
 package host
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -34,7 +35,65 @@ func (s DiskSpec) Normalize() (DiskSpec, error) {
 	default:
 		return s, fault.New(fault.Invalid, "", "diskType %q is none of monolithicFlat, twoGbMaxExtentSparse", s.Type)
 	}
+	if err := s.normalizeSource(); err != nil {
+		return s, err
+	}
 	return s, CheckSize(s.Size)
+}
+
+func (s *DiskSpec) normalizeSource() error {
+	switch s.CloneMode {
+	case "", CloneLinked, CloneFull:
+	default:
+		return fault.New(fault.Invalid, "", "cloneMode %q is none of linked, full", s.CloneMode)
+	}
+	if s.Source == nil {
+		s.CloneMode = "" // there is nothing to clone
+		return nil
+	}
+	if s.CloneMode == "" {
+		s.CloneMode = CloneLinked
+	}
+	return s.Source.check()
+}
+
+// check: exactly one source, and one that can exist. Kinds: Invalid, NotFound.
+func (s Source) check() error {
+	switch {
+	case (s.Snapshot == "") == (s.Disk == ""):
+		return fault.New(fault.Invalid, "Name a snapshot or a disk.", "a source is one snapshot or one disk, this one has the snapshot %q and the disk %q",
+			s.Snapshot, s.Disk)
+	case s.Snapshot != "" && !ValidSnapshotID(s.Snapshot):
+		return fault.New(fault.NotFound, "", "snapshot %q does not exist", s.Snapshot)
+	case s.Disk != "" && !ValidDiskID(s.Disk):
+		return fault.New(fault.NotFound, "", "disk %q does not exist", s.Disk)
+	}
+	return nil
+}
+
+// String names the source for people.
+func (s *Source) String() string {
+	switch {
+	case s == nil:
+		return "no source"
+	case s.Snapshot != "":
+		return "snapshot " + s.Snapshot
+	}
+	return "disk " + s.Disk
+}
+
+// CheckSource says whether a disk of spec can be made from a source of size bytes that lies in datastore. Kinds: Invalid (another
+// datastore), OutOfRange (smaller than the source).
+func (s DiskSpec) CheckSource(datastore string, size int64) error {
+	switch {
+	case s.Datastore != datastore:
+		return fault.New(fault.Invalid, "Use datastore "+datastore+", where the source is.",
+			"a disk in datastore %s cannot be made from %s in datastore %s", s.Datastore, s.Source, datastore)
+	case s.Size < size:
+		return fault.New(fault.OutOfRange, fmt.Sprintf("Ask for %d bytes or more.", size),
+			"a disk of %d bytes is smaller than its source, %s, which has %d", s.Size, s.Source, size)
+	}
+	return nil
 }
 
 // CheckSize says whether size can be a disk's capacity. Kinds: OutOfRange, Invalid.
@@ -61,6 +120,8 @@ func (s DiskSpec) Matches(ask DiskSpec) error {
 		{"size", s.Size, ask.Size},
 		{"diskFormat", s.Format, ask.Format},
 		{"diskType", s.Type, ask.Type},
+		{"source", s.Source.String(), ask.Source.String()},
+		{"cloneMode", s.CloneMode, ask.CloneMode},
 	} {
 		if f.have != f.ask {
 			return fault.New(fault.Exists, "Use another name, or delete the disk first.",
@@ -72,10 +133,19 @@ func (s DiskSpec) Matches(ask DiskSpec) error {
 
 // CheckList checks the arguments of Disks.List; a token is the id of the last disk that was returned. Kind: Invalid.
 func CheckList(max int, token string) error {
+	return checkList(max, token, ValidDiskID)
+}
+
+// CheckSnapshotList is CheckList of Snapshots.ListSnapshots.
+func CheckSnapshotList(max int, token string) error {
+	return checkList(max, token, ValidSnapshotID)
+}
+
+func checkList(max int, token string, valid func(string) bool) error {
 	if max < 0 {
-		return fault.New(fault.Invalid, "", "a list of %d disks", max)
+		return fault.New(fault.Invalid, "", "a list of %d entries", max)
 	}
-	if token != "" && !ValidDiskID(token) {
+	if token != "" && !valid(token) {
 		return fault.New(fault.Invalid, "List again from the start.", "token %q does not come from an earlier list", token)
 	}
 	return nil

@@ -100,6 +100,12 @@ type Consolidation struct {
 // MaxLinks is how many links a chain has at most (VMware supports 32).
 const MaxLinks = 32
 
+// Limits of how long a freeze may take and last: the default, and the longest.
+const (
+	DefaultFreezeDeadline = 10 * time.Second
+	MaxFreezeDeadline     = time.Minute
+)
+
 const snapshotPrefix = "vs-"
 
 // SnapshotID is the id of the snapshot that the orchestrator calls name.
@@ -109,6 +115,15 @@ func SnapshotID(name string) string { return snapshotPrefix + NameHash(KindSnaps
 func ValidSnapshotID(s string) bool {
 	rest, ok := strings.CutPrefix(s, snapshotPrefix)
 	return ok && validHash(rest)
+}
+
+// Matches says whether a snapshot made for s answers a request for ask: both are of one disk. Kind: Exists.
+func (s SnapshotSpec) Matches(ask SnapshotSpec) error {
+	if s.Disk == ask.Disk {
+		return nil
+	}
+	return fault.New(fault.Exists, "Use another name, or delete the snapshot first.",
+		"snapshot %s exists of disk %s, asked for is one of disk %s", SnapshotID(s.Name), s.Disk, ask.Disk)
 }
 
 // Normalize fills in defaults and refuses what can never be made. Kinds: Invalid.
@@ -122,8 +137,9 @@ func (s SnapshotSpec) Normalize() (SnapshotSpec, error) {
 	if s.Freeze != FreezeNone && s.Freeze != FreezeFilesystem {
 		return s, fault.New(fault.Invalid, "", "freeze %q is none of none, filesystem", s.Freeze)
 	}
-	if s.FreezeDeadline < 0 || s.Frozen < 0 {
-		return s, fault.New(fault.Invalid, "", "a freeze of a negative time")
+	if s.FreezeDeadline < 0 || s.FreezeDeadline > MaxFreezeDeadline || s.Frozen < 0 || s.Frozen > MaxFreezeDeadline {
+		return s, fault.New(fault.Invalid, "Ask for a shorter one.", "a freeze of %s, deadline %s: the range is 0 to %s",
+			s.Frozen, s.FreezeDeadline, MaxFreezeDeadline)
 	}
 	return s, nil
 }

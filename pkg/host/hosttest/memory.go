@@ -2,7 +2,8 @@ package hosttest
 
 import (
 	"context"
-	"fmt"
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"sync"
@@ -17,7 +18,6 @@ const Slots = 60
 
 // Memory is the port in memory, as one node sees it. On gives other nodes' views of the same disks.
 type Memory struct {
-	host.NoSnapshots
 	*state
 	node string
 }
@@ -27,10 +27,12 @@ type state struct {
 	nodes      []string
 	datastores map[string]*host.Datastore
 	disks      map[string]*host.Disk
+	snapshots  map[string]*snapshot
 	claims     map[string][]host.Claim
 	held       map[string]map[string]host.Held // node, disk
 	fail       func(method, id string) error
 	handedOver map[string]bool
+	made       uint32 // links, which gives each a CID of its own
 }
 
 var _ host.Host = (*Memory)(nil)
@@ -42,7 +44,7 @@ func NewMemory(nodes ...string) *Memory {
 		nodes = []string{"node-a"}
 	}
 	s := &state{
-		nodes: nodes, datastores: map[string]*host.Datastore{}, disks: map[string]*host.Disk{},
+		nodes: nodes, datastores: map[string]*host.Datastore{}, disks: map[string]*host.Disk{}, snapshots: map[string]*snapshot{},
 		claims: map[string][]host.Claim{}, held: map[string]map[string]host.Held{}, handedOver: map[string]bool{},
 	}
 	for name, scope := range map[string]host.Scope{"local": host.ScopeNode, "shared": host.ScopeShared} {
@@ -73,6 +75,13 @@ func (m *Memory) SetDatastore(d host.Datastore) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.datastores[d.Name] = &d
+}
+
+// SetPhase puts a disk into a phase that Memory's own disks never rest in: being made, broken, being deleted.
+func (m *Memory) SetPhase(id string, phase host.Phase, reason string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.disks[id].Phase, m.disks[id].Reason = phase, reason
 }
 
 // Close closes the descriptors that it holds.
@@ -118,34 +127,60 @@ func (m *Memory) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, err
 	}
 	id := host.DiskID(spec.Name)
 	if d, ok := m.disks[id]; ok {
+		if d.Phase == host.Retired {
+			return host.Disk{}, m.nameTaken(id)
+		}
 		return m.view(d), d.Spec.Matches(spec)
 	}
+	from, err := m.source(spec)
+	if err != nil {
+		return host.Disk{}, err
+	}
 	where := spec.Host
+	if where == "" && ds.Scope == host.ScopeNode && from != nil {
+		where = from.hosts[0]
+	}
 	if where == "" {
 		where = m.node
 	}
 	if !slices.Contains(m.nodes, where) {
 		return host.Disk{}, fault.New(fault.NotFound, "", "host %q does not exist", where)
 	}
-	d := &host.Disk{
-		ID: id, Spec: spec, Size: spec.Size, UUID: fmt.Sprintf("6000c29%025x", len(id)), Phase: host.Ready,
-		Links: []host.Link{{Name: "disk.vmdk", Type: string(spec.Type), CID: "fffffffe", ParentCID: "ffffffff", Size: spec.Size}},
+	if err := from.reaches(where); err != nil {
+		return host.Disk{}, err
 	}
+	if err := hasRoom(ds, where, spec); err != nil {
+		return host.Disk{}, err
+	}
+	links, err := m.firstLinks(spec, from)
+	if err != nil {
+		return host.Disk{}, err
+	}
+	d := &host.Disk{ID: id, Spec: spec, Size: spec.Size, UUID: uuidOf(id), Phase: host.Ready, Links: links}
 	d.Spec.Host = ""
 	if ds.Scope == host.ScopeNode {
 		d.Hosts = []string{where}
 	}
-	for i := range ds.Hosts {
-		h := &ds.Hosts[i]
+	m.disks[id] = d
+	return m.view(d), nil
+}
+
+func uuidOf(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return "6000c29" + hex.EncodeToString(sum[:])[:25]
+}
+
+// hasRoom: a thick disk needs its size on every host that is to have it.
+func hasRoom(ds *host.Datastore, where string, spec host.DiskSpec) error {
+	for _, h := range ds.Hosts {
 		if ds.Scope == host.ScopeNode && h.Host != where {
 			continue
 		}
 		if h.Free < spec.Size && spec.Format != host.Thin {
-			return host.Disk{}, fault.New(fault.NoSpace, "Free space on the datastore.", "datastore %s has %d bytes free", ds.Name, h.Free)
+			return fault.New(fault.NoSpace, "Free space on the datastore.", "datastore %s has %d bytes free", ds.Name, h.Free)
 		}
 	}
-	m.disks[id] = d
-	return m.view(d), nil
+	return nil
 }
 
 // view is the disk with its claims and attachments, sharing nothing.
@@ -153,6 +188,8 @@ func (m *Memory) view(d *host.Disk) host.Disk {
 	v := *d
 	v.Links, v.Hosts = slices.Clone(d.Links), slices.Clone(d.Hosts)
 	v.Claims = slices.Clone(m.claims[d.ID])
+	v.Snapshots = m.snapshotsOf(d.ID)
+	v.VMwareProblem = capacityStep(d.Links)
 	for _, n := range m.nodes {
 		if h, ok := m.held[n][d.ID]; ok {
 			v.Attachments = append(v.Attachments, h.Attachment)
@@ -161,11 +198,16 @@ func (m *Memory) view(d *host.Disk) host.Disk {
 	return v
 }
 
+// find finds a disk that is more than what its snapshots need.
 func (m *Memory) find(id string) (*host.Disk, error) {
-	if d, ok := m.disks[id]; ok {
-		return d, nil
+	d, ok := m.disks[id]
+	switch {
+	case !ok:
+		return nil, fault.New(fault.NotFound, "", "disk %s does not exist", id)
+	case d.Phase == host.Retired:
+		return nil, fault.New(fault.NotFound, "Restore one of its snapshots.", "disk %s was deleted; only its snapshots are left", id)
 	}
-	return nil, fault.New(fault.NotFound, "", "disk %s does not exist", id)
+	return d, nil
 }
 
 // Delete implements host.Disks.
@@ -183,6 +225,10 @@ func (m *Memory) Delete(ctx context.Context, id string) error {
 			return fault.New(fault.InUse, "Detach it first.", "disk %s is attached on host %q", id, n)
 		}
 	}
+	if d := m.disks[id]; d != nil && len(m.snapshotsOf(id)) > 0 {
+		m.retire(d)
+		return nil
+	}
 	delete(m.disks, id)
 	return nil
 }
@@ -194,9 +240,9 @@ func (m *Memory) Get(ctx context.Context, id string) (host.Disk, error) {
 		return host.Disk{}, err
 	}
 	defer leave()
-	d, err := m.find(id)
-	if err != nil {
-		return host.Disk{}, err
+	d, ok := m.disks[id]
+	if !ok {
+		return host.Disk{}, fault.New(fault.NotFound, "", "disk %s does not exist", id)
 	}
 	return m.view(d), nil
 }
@@ -213,7 +259,7 @@ func (m *Memory) List(ctx context.Context, max int, token string) ([]host.Disk, 
 	}
 	var disks []host.Disk
 	for _, id := range slices.Sorted(maps.Keys(m.disks)) {
-		if id <= token {
+		if id <= token || m.disks[id].Phase == host.Retired {
 			continue
 		}
 		if max > 0 && len(disks) == max {

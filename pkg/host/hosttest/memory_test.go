@@ -9,11 +9,14 @@ import (
 )
 
 func TestMemoryConforms(t *testing.T) {
-	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
-		m := hosttest.NewMemory("node-a", "node-b")
-		t.Cleanup(m.Close)
-		return hosttest.Subject{Host: m, Node: "node-a", Datastore: "local", OtherDatastore: "shared", Session: hosttest.NoKernel}
-	})
+	hosttest.Run(t, memory)
+	t.Run("Snapshots", func(t *testing.T) { hosttest.RunSnapshots(t, memory) })
+}
+
+func memory(t *testing.T) hosttest.Subject {
+	m := hosttest.NewMemory("node-a", "node-b")
+	t.Cleanup(m.Close)
+	return hosttest.Subject{Host: m, Node: "node-a", Datastore: "local", OtherDatastore: "shared", Session: hosttest.NoKernel}
 }
 
 func TestMemoryNodes(t *testing.T) {

@@ -31,12 +31,9 @@ type Session interface {
 	Release(t *testing.T)
 }
 
-// Run checks the port. open makes a new one for each part.
+// Run checks the port but its snapshots, which are RunSnapshots'. open makes a new one for each part.
 func Run(t *testing.T, open func(t *testing.T) Subject) {
-	for _, part := range []struct {
-		name string
-		run  func(*testing.T, Subject)
-	}{
+	runParts(t, open, []part{
 		{"CreateIsIdempotent", createIsIdempotent},
 		{"CreateOtherSpec", createOtherSpec},
 		{"CreateRefuses", createRefuses},
@@ -52,8 +49,18 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"AttachReadOnly", attachReadOnly},
 		{"ExpandAttached", expandAttached},
 		{"Keeper", keeper},
-	} {
-		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
+	})
+}
+
+// part of the suite; each is a subtest, so that one can be run alone.
+type part struct {
+	name string
+	run  func(*testing.T, Subject)
+}
+
+func runParts(t *testing.T, open func(t *testing.T) Subject, parts []part) {
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) { p.run(t, open(t)) })
 	}
 }
 

@@ -16,8 +16,6 @@ import (
 // Client is the port of the hostd behind a socket. It connects when it is called; while hostd is away calls fail with
 // fault.Unavailable. All methods may be called concurrently.
 type Client struct {
-	host.NoSnapshots
-
 	path string
 
 	mu     sync.Mutex

@@ -25,12 +25,25 @@ func dispatch(ctx context.Context, h host.Host, req request, files []*os.File) (
 		}
 		disks, next, err := h.List(ctx, a.Max, a.Token)
 		return listResult{Disks: disks, Next: next}, nil, err
-	case mCreate:
+	case mCreate, mCreateFrom:
 		var spec host.DiskSpec
 		if err := decodeArgs(req.Args, &spec); err != nil {
 			return nil, nil, err
 		}
 		result, err = h.Create(ctx, spec)
+	case mListSnapshots:
+		var a listSnapshotsArgs
+		if err := decodeArgs(req.Args, &a); err != nil {
+			return nil, nil, err
+		}
+		list, next, err := h.ListSnapshots(ctx, a.Disk, a.Max, a.Token)
+		return listSnapshotsResult{Snapshots: list, Next: next}, nil, err
+	case mCreateSnapshot:
+		var spec host.SnapshotSpec
+		if err := decodeArgs(req.Args, &spec); err != nil {
+			return nil, nil, err
+		}
+		result, err = h.CreateSnapshot(ctx, spec)
 	case mClaim:
 		var a claimArgs
 		if err := decodeArgs(req.Args, &a); err != nil {
@@ -57,6 +70,10 @@ func dispatchByID(ctx context.Context, h host.Host, method string, a byID) (any,
 		return h.Get(ctx, a.ID)
 	case mDelete:
 		return nil, h.Delete(ctx, a.ID)
+	case mGetSnapshot:
+		return h.GetSnapshot(ctx, a.ID)
+	case mDeleteSnapshot:
+		return nil, h.DeleteSnapshot(ctx, a.ID)
 	case mExpand:
 		return h.Expand(ctx, a.ID, a.Size)
 	case mUnclaim:

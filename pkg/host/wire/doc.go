@@ -14,6 +14,9 @@
 // cancels the request that runs on it. Handover answers with one response per disk, each acknowledged by the client, so
 // that a disk is always in the hands of at least one process.
 //
+// The version changes when old and new would misunderstand each other: then neither can take the other's disks over. What
+// an older side does not know is therefore a method of its own, which it refuses (Unsupported).
+//
 // Who may connect is checked by SO_PEERCRED: the own effective uid, root, and those of Options.UIDs.
 //
 // # Ownership of descriptors

@@ -23,7 +23,7 @@ const (
 	MaxFrame = 16 << 20
 	// maxHello bounds what is read from somebody who has not been let in yet.
 	maxHello = 4 << 10
-	// maxFiles is the most descriptors of a frame: three for each slot of a bus (60), below the kernel's SCM_MAX_FD of 253
+	// maxFiles is the most descriptors of a frame: four for each slot of a bus (60), below the kernel's SCM_MAX_FD of 253
 	// (include/net/scm.h).
 	maxFiles = 240
 )

@@ -23,6 +23,13 @@ const (
 	mGrown       = "Grown"
 	mSync        = "Sync"
 	mHandover    = "Handover"
+
+	// A disk with a source has a method of its own: a hostd that knows no sources must refuse it, not make an empty disk.
+	mCreateFrom     = "CreateFrom"
+	mCreateSnapshot = "CreateSnapshot"
+	mDeleteSnapshot = "DeleteSnapshot"
+	mGetSnapshot    = "GetSnapshot"
+	mListSnapshots  = "ListSnapshots"
 )
 
 // byID is the argument of methods about one disk.
@@ -42,6 +49,17 @@ type listResult struct {
 	Next  string      `json:"next"`
 }
 
+type listSnapshotsArgs struct {
+	Disk  string `json:"disk,omitempty"`
+	Max   int    `json:"max"`
+	Token string `json:"token"`
+}
+
+type listSnapshotsResult struct {
+	Snapshots []host.Snapshot `json:"snapshots"`
+	Next      string          `json:"next"`
+}
+
 type claimArgs struct {
 	ID    string     `json:"id"`
 	Claim host.Claim `json:"claim"`
@@ -52,20 +70,25 @@ type attachArgs struct {
 	Has     [2]bool            `json:"has"` // fuse, table
 }
 
-// heldText is a host.Held beside its descriptors, which come in the order fuse, table, worker.
+// heldText is a host.Held beside its descriptors, which come in the order of descriptors.
 type heldText struct {
 	Attachment host.Attachment `json:"attachment"`
-	Has        [3]bool         `json:"has"`
+	Has        [4]bool         `json:"has"`
+}
+
+// descriptors are what a host.Held holds.
+func descriptors(h *host.Held) [4]**os.File {
+	return [4]**os.File{&h.Device.Fuse, &h.Device.Table, &h.Worker, &h.Device.Scratch}
 }
 
 // pack separates what is held into text and descriptors, which stay the owner's.
 func pack(held []host.Held) (texts []heldText, files []*os.File) {
 	for _, h := range held {
 		t := heldText{Attachment: h.Attachment}
-		for i, f := range []*os.File{h.Device.Fuse, h.Device.Table, h.Worker} {
-			if f != nil {
+		for i, f := range descriptors(&h) {
+			if *f != nil {
 				t.Has[i] = true
-				files = append(files, f)
+				files = append(files, *f)
 			}
 		}
 		texts = append(texts, t)
@@ -78,7 +101,7 @@ func unpack(texts []heldText, files []*os.File) ([]host.Held, error) {
 	held := make([]host.Held, 0, len(texts))
 	for _, t := range texts {
 		h := host.Held{Attachment: t.Attachment}
-		for i, p := range []**os.File{&h.Device.Fuse, &h.Device.Table, &h.Worker} {
+		for i, p := range descriptors(&h) {
 			if !t.Has[i] {
 				continue
 			}

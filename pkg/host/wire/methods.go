@@ -10,7 +10,11 @@ import (
 
 // Create implements host.Disks.
 func (cl *Client) Create(ctx context.Context, spec host.DiskSpec) (d host.Disk, err error) {
-	err = cl.plain(ctx, mCreate, spec, &d)
+	method := mCreate
+	if spec.Source != nil {
+		method = mCreateFrom
+	}
+	err = cl.plain(ctx, method, spec, &d)
 	return d, err
 }
 
@@ -36,6 +40,30 @@ func (cl *Client) List(ctx context.Context, max int, token string) ([]host.Disk,
 func (cl *Client) Expand(ctx context.Context, id string, size int64) (d host.Disk, err error) {
 	err = cl.plain(ctx, mExpand, byID{ID: id, Size: size}, &d)
 	return d, err
+}
+
+// CreateSnapshot implements host.Snapshots.
+func (cl *Client) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (snap host.Snapshot, err error) {
+	err = cl.plain(ctx, mCreateSnapshot, spec, &snap)
+	return snap, err
+}
+
+// DeleteSnapshot implements host.Snapshots.
+func (cl *Client) DeleteSnapshot(ctx context.Context, id string) error {
+	return cl.plain(ctx, mDeleteSnapshot, byID{ID: id}, nil)
+}
+
+// GetSnapshot implements host.Snapshots.
+func (cl *Client) GetSnapshot(ctx context.Context, id string) (snap host.Snapshot, err error) {
+	err = cl.plain(ctx, mGetSnapshot, byID{ID: id}, &snap)
+	return snap, err
+}
+
+// ListSnapshots implements host.Snapshots.
+func (cl *Client) ListSnapshots(ctx context.Context, disk string, max int, token string) ([]host.Snapshot, string, error) {
+	var r listSnapshotsResult
+	err := cl.plain(ctx, mListSnapshots, listSnapshotsArgs{Disk: disk, Max: max, Token: token}, &r)
+	return r.Snapshots, r.Next, err
 }
 
 // Claim implements host.Claims.

@@ -70,12 +70,14 @@ func descriptors(t *testing.T) int {
 func TestConforms(t *testing.T) {
 	before := descriptors(t)
 	t.Run("port", func(t *testing.T) {
-		hosttest.Run(t, func(t *testing.T) hosttest.Subject {
+		open := func(t *testing.T) hosttest.Subject {
 			m := hosttest.NewMemory("node-a", "node-b")
 			t.Cleanup(m.Close)
 			return hosttest.Subject{Host: client(t, serve(t, "", m)), Node: "node-a", Datastore: "local", OtherDatastore: "shared",
 				Session: hosttest.NoKernel}
-		})
+		}
+		hosttest.Run(t, open)
+		hosttest.RunSnapshots(t, open)
 	})
 	settle(t, before)
 }
