@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
 // MarkClean is CloseClean for a link that stays open to be read: its extents are trimmed and marked clean, durably.
@@ -24,6 +25,19 @@ func (l *Link) LockAs(m fsx.LockMode) error {
 	for _, e := range l.extents {
 		if err := e.lock(m); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Sync makes durable what anybody wrote to the files of the extents, also if the link is open to be read only.
+func (l *Link) Sync() error {
+	for _, e := range l.extents {
+		if e.data == nil {
+			continue
+		}
+		if err := e.data.Datasync(); err != nil {
+			return fault.Wrap(err, "extent %s: sync", e.Name)
 		}
 	}
 	return nil

@@ -63,9 +63,11 @@ type Chain struct {
 	size     atomic.Int64
 	closed   bool // guarded by gate
 	gate     sync.RWMutex
-	stripes  [256]sync.Mutex
+	stripes  [256]sync.Mutex // of the head
 	commitMu sync.RWMutex
 	poison   atomic.Pointer[fault.Fault]
+
+	lowerStripes [256]sync.Mutex // of the link below that is written too
 
 	linksMu sync.Mutex // for Links; everybody else reads links and refs under the gate
 	merging *merging   // guarded by gate; nil: none
@@ -73,7 +75,9 @@ type Chain struct {
 	startMu sync.Mutex
 	started atomic.Bool // the content ID of the head is new
 
-	changeMu sync.Mutex      // one growth, snapshot or merge at a time
+	changeMu sync.Mutex      // one growth, snapshot or merge at a time; guards the next two
+	behind   []Identity      // descriptors that a merge should have changed
+	resumeAt resume          // of a merge that was given up
 	life     context.Context // ends when the chain is closed
 	end      context.CancelFunc
 

@@ -18,8 +18,16 @@ func (c *Chain) zero(off, n int64, discard bool) error {
 		return err
 	}
 	defer c.leave()
+	if c.draining() {
+		return c.zeroDraining(off, n, discard)
+	}
+	return c.zeroLink(len(c.links)-1, off, n, discard)
+}
+
+// zeroLink makes [off, off+n) of link i read as zeros, as if it were the head.
+func (c *Chain) zeroLink(i int, off, n int64, discard bool) error {
 	for n > 0 {
-		e := c.head.At(off)
+		e := c.links[i].At(off)
 		k := min(n, e.End()-off)
 		var err error
 		switch {
@@ -34,7 +42,7 @@ func (c *Chain) zero(off, n int64, discard bool) error {
 				}
 			}
 		default:
-			err = c.zeroSparse(e, off-e.Start, k, discard)
+			err = c.zeroSparse(i, e, off-e.Start, k, discard)
 		}
 		if err != nil {
 			return fault.Wrap(err, "zero %d bytes at %d", k, off)
@@ -45,7 +53,7 @@ func (c *Chain) zero(off, n int64, discard bool) error {
 }
 
 // zeroSparse makes [off, off+n) of a sparse extent read as zeros.
-func (c *Chain) zeroSparse(e *vmdk.Extent, off, n int64, discard bool) error {
+func (c *Chain) zeroSparse(i int, e *vmdk.Extent, off, n int64, discard bool) error {
 	for n > 0 {
 		r, err := e.Run(off, n)
 		if err != nil {
@@ -55,9 +63,9 @@ func (c *Chain) zeroSparse(e *vmdk.Extent, off, n int64, discard bool) error {
 		switch r.State {
 		case vmdk.Zeroed:
 		case vmdk.Allocated:
-			k, err = c.zeroAllocated(e, off, r, discard)
+			k, err = c.zeroAllocated(i, e, off, r, discard)
 		default:
-			k, err = c.zeroUnallocated(e, off, r.Len)
+			k, err = c.zeroUnallocated(i, e, off, r.Len)
 		}
 		if err != nil {
 			return err
@@ -68,7 +76,7 @@ func (c *Chain) zeroSparse(e *vmdk.Extent, off, n int64, discard bool) error {
 }
 
 // zeroAllocated zeroes the start of a run of allocated grains and returns how much.
-func (c *Chain) zeroAllocated(e *vmdk.Extent, off int64, r vmdk.Run, discard bool) (int64, error) {
+func (c *Chain) zeroAllocated(i int, e *vmdk.Extent, off int64, r vmdk.Run, discard bool) (int64, error) {
 	if err := c.beginExtent(e); err != nil {
 		return 0, err
 	}
@@ -80,19 +88,19 @@ func (c *Chain) zeroAllocated(e *vmdk.Extent, off int64, r vmdk.Run, discard boo
 		}
 		return end - from
 	}
-	if !discard || off%gb != 0 || whole(off) <= 0 {
+	if !discard || off%gb != 0 || whole(off) <= 0 || c.keepsPlaces(i) {
 		n := r.Len
-		if discard && off%gb != 0 {
+		if discard && off%gb != 0 && !c.keepsPlaces(i) {
 			n = min(n, gb-off%gb) // up to the next whole grain
 		}
 		return n, e.ZeroFile(r.Offset, n, discard)
 	}
 	n := min(whole(off), maxRun*gb)
 	length := n
-	if len(c.links) > 1 {
+	if i > 0 {
 		var zero bool
 		var err error
-		if zero, length, err = c.zeroRun(len(c.links)-2, e.Start+off, n); err != nil {
+		if zero, length, err = c.zeroRun(i-1, e.Start+off, n); err != nil {
 			return 0, err
 		}
 		if zero && length < n {
@@ -105,20 +113,20 @@ func (c *Chain) zeroAllocated(e *vmdk.Extent, off int64, r vmdk.Run, discard boo
 		}
 	}
 	g, count := off/gb, (length+gb-1)/gb
-	defer c.lockGrains(e, g, count)()
-	return length, c.publish(e, g, count, 0)
+	defer c.lockGrains(i, e, g, count)()
+	return length, c.publish(i, e, g, count, 0)
 }
 
 // zeroUnallocated makes the start of a run that shows the parent read as zeros and returns how much.
-func (c *Chain) zeroUnallocated(e *vmdk.Extent, off, n int64) (int64, error) {
-	zero, length, err := c.zeroRun(len(c.links)-2, e.Start+off, n)
+func (c *Chain) zeroUnallocated(i int, e *vmdk.Extent, off, n int64) (int64, error) {
+	zero, length, err := c.zeroRun(i-1, e.Start+off, n)
 	if err != nil || zero {
 		return length, err
 	}
 	if err := c.beginExtent(e); err != nil {
 		return 0, err
 	}
-	return c.allocate(e, off, length, nil)
+	return c.allocate(i, e, off, length, nil)
 }
 
 func (c *Chain) thick() bool { return c.o.Format != "" && c.o.Format != vmdk.Thin }

@@ -1,6 +1,8 @@
 package chain
 
 import (
+	"slices"
+
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
@@ -71,7 +73,7 @@ func (c *Chain) run(me *commit) error {
 // commitOnce is the flush protocol.
 //  1. Freeze: with publishing kept out, mark Pending and copy the changed table sectors. Whatever they name is written.
 //  2. Sync the data. [A crash until here loses unflushed writes only.]
-//  3. Write the redundant tables, then the tables. [A crash leaves some entries in one copy; all name durable grains.]
+//  3. Write the redundant tables, then the tables; see store. [A crash leaves some entries in one copy; all name durable grains.]
 //  4. Sync. [From here on everything frozen is durable.]
 //  5. Retire the marked entries of Pending; settle freed grains. [Death before this: applying them again changes nothing.]
 func (c *Chain) commitOnce() error {
@@ -80,30 +82,11 @@ func (c *Chain) commitOnce() error {
 	if c.o.Pending != nil {
 		mark = c.o.Pending.Mark()
 	}
-	var frozen []*vmdk.Frozen
-	for _, e := range c.head.Extents() {
-		if f := e.Freeze(); f != nil {
-			frozen = append(frozen, f)
-		}
-	}
+	links := c.liveLinks()
+	frozen := freeze(links)
 	c.commitMu.Unlock()
-	for _, e := range c.head.Extents() {
-		if err := e.SyncData(); err != nil {
-			return err
-		}
-	}
-	for _, f := range frozen {
-		if err := f.WriteTables(); err != nil {
-			return err
-		}
-	}
-	for _, f := range frozen {
-		if err := f.SyncTables(); err != nil {
-			return err
-		}
-	}
-	for _, f := range frozen {
-		f.Thaw()
+	if err := store(links, frozen); err != nil {
+		return err
 	}
 	if c.o.Pending != nil {
 		c.o.Pending.Retire(mark)
@@ -111,32 +94,90 @@ func (c *Chain) commitOnce() error {
 	return nil
 }
 
+// freeze takes the changes of each link.
+func freeze(links []*vmdk.Link) [][]*vmdk.Frozen {
+	frozen := make([][]*vmdk.Frozen, len(links))
+	for i, l := range links {
+		for _, e := range l.Extents() {
+			if f := e.Freeze(); f != nil {
+				frozen[i] = append(frozen[i], f)
+			}
+		}
+	}
+	return frozen
+}
+
+// store is steps 2 to 4 of the protocol. With two links, the tables of the lower one are durable before any of the upper
+// one are written: a grain that was moved down must not be gone above while it is missing below.
+func store(links []*vmdk.Link, frozen [][]*vmdk.Frozen) error {
+	for _, l := range links {
+		for _, e := range l.Extents() {
+			if err := e.SyncData(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, fs := range frozen {
+		for _, f := range fs {
+			if err := f.WriteTables(); err != nil {
+				return err
+			}
+		}
+		for _, f := range fs {
+			if err := f.SyncTables(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, fs := range frozen {
+		for _, f := range fs {
+			f.Thaw()
+		}
+	}
+	return nil
+}
+
+// liveLinks are the links that requests change, lower first; needs the gate.
+func (c *Chain) liveLinks() []*vmdk.Link {
+	if c.draining() {
+		return c.links[len(c.links)-2:]
+	}
+	return c.links[len(c.links)-1:]
+}
+
+// live tells that requests change link i; needs the gate.
+func (c *Chain) live(i int) bool { return i >= len(c.links)-len(c.liveLinks()) }
+
 // reclaim brings freed grains back into use: their change is durable; when no request is under way that began before,
 // nobody reads or writes them any more. What cannot be punched stays unused until the disk is checked; that is no reason
 // to fail a flush.
 func (c *Chain) reclaim() {
 	c.gate.RLock()
-	extents := c.head.Extents()
+	links := c.liveLinks()
 	c.gate.RUnlock()
-	for _, e := range extents {
-		if e.Settled() < reclaimAt {
-			continue
-		}
-		c.gate.Lock()
-		if c.alive() != nil {
+	for _, l := range links {
+		for _, e := range l.Extents() {
+			if e.Settled() < reclaimAt {
+				continue
+			}
+			c.gate.Lock()
+			var runs []vmdk.GrainRun
+			if c.alive() == nil && c.written(l) {
+				runs = e.Settle()
+			}
 			c.gate.Unlock()
-			return
+			// The disk may be closed from here on, or the link be a parent, so punching is a request of its own.
+			c.gate.RLock()
+			if c.alive() == nil && c.written(l) && len(runs) > 0 {
+				_ = e.Reclaim(runs)
+			}
+			c.gate.RUnlock()
 		}
-		runs := e.Settle()
-		c.gate.Unlock()
-		// The disk may be closed from here on, so punching is a request of its own.
-		c.gate.RLock()
-		if c.alive() == nil {
-			_ = e.Reclaim(runs)
-		}
-		c.gate.RUnlock()
 	}
 }
+
+// written tells that l is still one of the links that requests change; needs the gate.
+func (c *Chain) written(l *vmdk.Link) bool { return slices.Contains(c.liveLinks(), l) }
 
 // reclaimAll gives the space of all freed grains back; needs the gate.
 func (c *Chain) reclaimAll() {

@@ -126,7 +126,11 @@ func Mend(d fsx.Dir, name string) error {
 	if l, err = vmdk.Open(d, name, vmdk.Options{ReadWrite: true}); err != nil {
 		return err
 	}
-	if err := l.Recover(); err != nil {
+	err = l.Recover()
+	if err == nil {
+		err = l.Sync() // what a dead process wrote
+	}
+	if err != nil {
 		return fault.Wrap(errors.Join(err, l.Close()), "%s was not closed cleanly", name)
 	}
 	return l.CloseClean()

@@ -33,6 +33,9 @@ func (c *Chain) Snapshot(ctx context.Context, p SnapshotParams) error {
 		return err
 	}
 	defer done()
+	if err := c.catchUp(); err != nil {
+		return err
+	}
 	child, err := c.makeChild(ctx, p)
 	if err != nil {
 		return fault.Wrap(err, "snapshot")

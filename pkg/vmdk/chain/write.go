@@ -17,11 +17,19 @@ func (c *Chain) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer c.leave()
+	if c.draining() {
+		return c.writeDraining(p, off)
+	}
+	return c.writeLink(len(c.links)-1, p, off)
+}
+
+// writeLink writes to link i as if it were the head: what a new grain leaves open comes from the links below.
+func (c *Chain) writeLink(i int, p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
 		at := off + int64(done)
-		e := c.head.At(at)
+		e := c.links[i].At(at)
 		n := min(int64(len(p)-done), e.End()-at)
-		if err := c.writeExtent(e, p[done:done+int(n)], at-e.Start); err != nil {
+		if err := c.writeExtent(i, e, p[done:done+int(n)], at-e.Start); err != nil {
 			return done, err
 		}
 		done += int(n)
@@ -77,8 +85,8 @@ func (c *Chain) beginFailed(err error) error {
 	return c.fail(err)
 }
 
-// writeExtent writes p at byte off of an extent of the head.
-func (c *Chain) writeExtent(e *vmdk.Extent, p []byte, off int64) error {
+// writeExtent writes p at byte off of an extent of link i.
+func (c *Chain) writeExtent(i int, e *vmdk.Extent, p []byte, off int64) error {
 	if e.Kind == vmdk.Zero {
 		return fault.New(fault.ReadOnly, "", "bytes %d..%d of the disk are a ZERO extent", e.Start+off, e.Start+off+int64(len(p)))
 	}
@@ -94,7 +102,7 @@ func (c *Chain) writeExtent(e *vmdk.Extent, p []byte, off int64) error {
 		if r.State == vmdk.Allocated {
 			err = e.WriteFile(p[:n], r.Offset)
 		} else {
-			n, err = c.allocate(e, off, n, p)
+			n, err = c.allocate(i, e, off, n, p)
 		}
 		if err != nil {
 			return err
@@ -104,35 +112,40 @@ func (c *Chain) writeExtent(e *vmdk.Extent, p []byte, off int64) error {
 	return nil
 }
 
-// lockGrains takes the stripes of count grains from g on, in ascending order of stripes.
-func (c *Chain) lockGrains(e *vmdk.Extent, g, count int64) (unlock func()) {
+// lockGrains takes the stripes of count grains of a link from g on, in ascending order of stripes. The head has its own
+// stripes, taken before those of a link below.
+func (c *Chain) lockGrains(link int, e *vmdk.Extent, g, count int64) (unlock func()) {
+	stripes := &c.stripes
+	if link < len(c.links)-1 {
+		stripes = &c.lowerStripes
+	}
 	var idx [maxRun]int
 	s := idx[:0]
 	for i := range count {
-		s = append(s, int((g+i+int64(e.Index)*67)%int64(len(c.stripes))))
+		s = append(s, int((g+i+int64(e.Index)*67)%int64(len(stripes))))
 	}
 	slices.Sort(s)
 	for _, i := range s {
-		c.stripes[i].Lock()
+		stripes[i].Lock()
 	}
 	return func() {
 		for _, i := range s {
-			c.stripes[i].Unlock()
+			stripes[i].Unlock()
 		}
 	}
 }
 
-// allocate stores the start of p at [off, off+n) of an extent, where no grains were a moment ago, and returns how much it
+// allocate stores the start of p at [off, off+n) of an extent of link i, where no grains were a moment ago, and returns how much it
 // stored: 0 if somebody else was faster. p nil stands for zeros, for which nothing is written: new grains are zeros.
 //
 // Protocol: 1. lock the grains, look again; 2. take places in the file; 3. write data and what it leaves open from the
 // parent; 4. append to Pending and set the tables in memory. [Death before 4 leaks the places, and the write was not
 // answered. Death after 4: Pending has it.]
-func (c *Chain) allocate(e *vmdk.Extent, off, n int64, p []byte) (int64, error) {
+func (c *Chain) allocate(i int, e *vmdk.Extent, off, n int64, p []byte) (int64, error) {
 	gb := e.GrainBytes()
 	g := off / gb
 	count := min((off+n-1)/gb-g+1, maxRun)
-	defer c.lockGrains(e, g, count)()
+	defer c.lockGrains(i, e, g, count)()
 	r, err := e.Run(off, min(n, (g+count)*gb-off))
 	if err != nil || r.State == vmdk.Allocated {
 		return 0, err
@@ -144,24 +157,24 @@ func (c *Chain) allocate(e *vmdk.Extent, off, n int64, p []byte) (int64, error) 
 		return 0, err
 	}
 	n = min(n, (g+got)*gb-off)
-	if err := c.fillGrains(e, r.State, off, n, p, sector*vmdk.SectorSize); err != nil {
+	if err := c.fillGrains(i, e, r.State, off, n, p, sector*vmdk.SectorSize); err != nil {
 		e.Free(sector, got) // part may be written: it is zeroed before anybody gets it
 		return 0, err
 	}
-	return n, c.publish(e, g, got, uint32(sector))
+	return n, c.publish(i, e, g, got, uint32(sector))
 }
 
 // fillGrains writes the new grains that hold [off, off+n) of an extent, in the file from byte at on: p, and before and
 // behind it what the parents have.
-func (c *Chain) fillGrains(e *vmdk.Extent, state vmdk.State, off, n int64, p []byte, at int64) error {
+func (c *Chain) fillGrains(i int, e *vmdk.Extent, state vmdk.State, off, n int64, p []byte, at int64) error {
 	gb := e.GrainBytes()
 	begin := off / gb * gb
 	end := min((off+n+gb-1)/gb*gb, e.Len)
 	head, tail := off-begin, end-off-n
 	var buf []byte
-	if state == vmdk.Unallocated && len(c.links) > 1 && head+tail > 0 {
+	if state == vmdk.Unallocated && i > 0 && head+tail > 0 {
 		var err error
-		if buf, head, tail, err = c.parentEdges(e, off, n, head, tail); err != nil {
+		if buf, head, tail, err = c.parentEdges(i-1, e, off, n, head, tail); err != nil {
 			return err
 		}
 	} else {
@@ -184,9 +197,8 @@ func (c *Chain) fillGrains(e *vmdk.Extent, state vmdk.State, off, n int64, p []b
 
 // parentEdges reads what a write leaves open of its first and last grain. An edge of zeros is left out: new grains are
 // zeros.
-func (c *Chain) parentEdges(e *vmdk.Extent, off, n, head, tail int64) ([]byte, int64, int64, error) {
+func (c *Chain) parentEdges(below int, e *vmdk.Extent, off, n, head, tail int64) ([]byte, int64, int64, error) {
 	buf := make([]byte, head+tail)
-	below := len(c.links) - 2
 	if err := c.read(below, buf[:head], e.Start+off-head); err != nil {
 		return nil, 0, 0, err
 	}
@@ -217,9 +229,9 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// publish makes count grains from g on known: to Pending first, then in the tables, both inside commitMu so that no flush
-// retires an entry without having the table change. A full Pending forces a commit.
-func (c *Chain) publish(e *vmdk.Extent, g, count int64, sector uint32) error {
+// publish makes count grains of link i from g on known: to Pending first, then in the tables, both inside commitMu so that no
+// flush retires an entry without having the table change. A full Pending forces a commit.
+func (c *Chain) publish(i int, e *vmdk.Extent, g, count int64, sector uint32) error {
 	if err := e.Prepare(g, count); err != nil {
 		if fault.KindOf(err) == fault.NoSpace {
 			if sector > 1 {
@@ -232,7 +244,7 @@ func (c *Chain) publish(e *vmdk.Extent, g, count int64, sector uint32) error {
 	for count > 0 {
 		n := count
 		for {
-			err := c.tryPublish(e, g, n, sector)
+			err := c.tryPublish(i, e, g, n, sector)
 			if err == nil {
 				break
 			}
@@ -249,20 +261,23 @@ func (c *Chain) publish(e *vmdk.Extent, g, count int64, sector uint32) error {
 			sector += uint32(n * e.GrainBytes() / vmdk.SectorSize)
 		}
 	}
-	if e.DirtyTables() > vmdk.MaxDirtyTables {
-		return c.commit() // this bounds the memory of a guest that never flushes
+	if e.DirtyTables() > vmdk.MaxDirtyTables { // this bounds the memory of a guest that never flushes
+		if !c.live(i) {
+			return c.commitTarget()
+		}
+		return c.commit()
 	}
 	return nil
 }
 
-func (c *Chain) tryPublish(e *vmdk.Extent, g, n int64, sector uint32) error {
+func (c *Chain) tryPublish(link int, e *vmdk.Extent, g, n int64, sector uint32) error {
 	c.commitMu.RLock()
 	defer c.commitMu.RUnlock()
-	if c.o.Pending != nil {
+	if c.o.Pending != nil && c.live(link) {
 		var buf [maxRun]PendingEntry
 		entries := buf[:0]
 		for i := range n {
-			p := PendingEntry{Extent: uint16(e.Index), Link: uint16(len(c.links) - 1), Sector: sector, Grain: uint64(g + i)}
+			p := PendingEntry{Extent: uint16(e.Index), Link: uint16(link), Sector: sector, Grain: uint64(g + i)}
 			if sector > 1 {
 				p.Sector += uint32(i * e.GrainBytes() / vmdk.SectorSize)
 			}
