@@ -205,6 +205,68 @@ datastores:
 	}
 }
 
+// Locks are left out only where that is said.
+func TestFileLocks(t *testing.T) {
+	out := mustRender(t, `
+datastores:
+  - {name: a, scope: node, path: /a}
+  - {name: b, scope: shared, path: /b, fileLocks: false}
+  - {name: c, scope: shared, path: /c, fileLocks: true}
+`)
+	args := objects[appsv1.DaemonSet](t, out, "DaemonSet")["vmdk-hostd"].Spec.Template.Spec.Containers[0].Args
+	for _, want := range []string{"--datastore=a=/a,scope=node", "--datastore=b=/b,scope=shared,locks=off", "--datastore=c=/c,scope=shared"} {
+		if !slices.Contains(args, want) {
+			t.Errorf("no %s in %v", want, args)
+		}
+	}
+}
+
+// What snapshots need is there when they are wanted, and not before: a cluster without their definitions would refuse it.
+func TestSnapshots(t *testing.T) {
+	type class struct {
+		metav1.TypeMeta   `json:",inline"`
+		metav1.ObjectMeta `json:"metadata"`
+		Driver            string            `json:"driver"`
+		DeletionPolicy    string            `json:"deletionPolicy"`
+		Parameters        map[string]string `json:"parameters"`
+	}
+	may := func(out, group, resource string) bool {
+		for _, r := range objects[rbacv1.ClusterRole](t, out, "ClusterRole")["vmdk-csi-controller"].Rules {
+			if slices.Contains(r.APIGroups, group) && slices.Contains(r.Resources, resource) {
+				return true
+			}
+		}
+		return false
+	}
+	without := mustRender(t, "{}")
+	if strings.Contains(without, "snapshot.storage.k8s.io") || strings.Contains(without, "csi-snapshotter") {
+		t.Error("snapshots are installed and not wanted")
+	}
+	if !may(without, "vmdk-csi.io", "disksnapshots") {
+		t.Error("the controller cannot make DiskSnapshots")
+	}
+	out := mustRender(t, `
+snapshotter: {enabled: true}
+volumeSnapshotClasses:
+  - {name: frozen, default: true, deletionPolicy: Retain, parameters: {freeze: filesystem, freezeDeadline: 5s}}
+  - {name: plain}
+`)
+	classes := objects[class](t, out, "VolumeSnapshotClass")
+	frozen, plain := classes["frozen"], classes["plain"]
+	if frozen.Annotations["snapshot.storage.kubernetes.io/is-default-class"] != "true" || frozen.DeletionPolicy != "Retain" ||
+		frozen.Parameters["freezeDeadline"] != "5s" || plain.Driver != "csi.vmdk-csi.io" || plain.DeletionPolicy != "Delete" {
+		t.Errorf("%+v", classes)
+	}
+	for _, r := range []string{"volumesnapshots", "volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshotcontents/status"} {
+		if !may(out, "snapshot.storage.k8s.io", r) {
+			t.Errorf("no rights to %s", r)
+		}
+	}
+	if _, err := render(t, "volumeSnapshotClasses: [{name: a}]"); err == nil || !strings.Contains(err.Error(), "snapshotter.enabled") {
+		t.Errorf("classes without the snapshotter: %v", err)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	out := mustRender(t, `
 storageClasses:
@@ -256,6 +318,12 @@ func TestSchemaRefuses(t *testing.T) {
 		{"datastores: [{name: a, scope: node, path: /a, size: 1}]", "size"},
 		{"storageClasses: [{name: a, parameters: {diskFormat: thick}}]", "diskFormat"},
 		{"storageClasses: [{name: a, parameters: {diskformat: thin}}]", "diskformat"},
+		{"storageClasses: [{name: a, parameters: {cloneMode: half}}]", "cloneMode"},
+		{"storageClasses: [{name: a, parameters: {csi.storage.k8s.io/fstype: ntfs}}]", "fstype"},
+		{"volumeSnapshotClasses: [{name: a, parameters: {freeze: all}}]", "freeze"},
+		{"volumeSnapshotClasses: [{name: a, parameters: {freezeDeadline: soon}}]", "freezeDeadline"},
+		{"volumeSnapshotClasses: [{name: a, deletionPolicy: Keep}]", "deletionPolicy"},
+		{"datastores: [{name: a, scope: node, path: /a, fileLocks: sometimes}]", "fileLocks"},
 		{"controller: {replicas: 0}", "replicas"},
 		{"node: {kubeletdir: /x}", "kubeletdir"},
 		{"hostd: {ioFlusher: maybe}", "ioFlusher"},
