@@ -66,9 +66,11 @@ make_sidecar_image() {
   image_archive "$1/$2.tar" "$1/root" "{\"Entrypoint\": [\"/$2\"]}" "registry.k8s.io/sig-storage/$2:${SIDECARS[$2]}"
 }
 
-# The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx or Debian.
+# The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx or Debian. The latter's
+# dd is asked for oflag=nocache, which busybox does not know.
 make_upstream_shell_image() {
   busybox_tree "$(rootfs_path)" "$1/root"
+  copy_programs "$(rootfs_path)" "$1/root" /usr/bin/dd
   # shellcheck disable=SC2046 # one name a line
   image_archive "$1/$2.tar" "$1/root" '{"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' $(upstream_names busybox nginx glibc-dns-testing)
 }

@@ -12,9 +12,18 @@ import (
 // world is what a suite could leave behind, by a name that stays the same while it lives.
 type world map[string]bool
 
-// observe lists loop devices in use, mounts of ours, processes of ours and descriptors that processes outside any
-// suite hold. It reads /sys and /proc only: losetup would hang on a dead FUSE server.
-func observe() world {
+// scope is whose processes are looked at. While the kind cluster is up its processes come and go in the pid namespaces of its
+// nodes; what runs beside it is in our own.
+type scope bool
+
+const (
+	ownNamespace scope = false
+	everywhere   scope = true
+)
+
+// observe lists loop devices in use, mounts of ours and processes of ours. It reads /sys and /proc only: losetup would
+// hang on a dead FUSE server.
+func observe(s scope) world {
 	w := world{}
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
@@ -29,8 +38,12 @@ func observe() world {
 			}
 		}
 	}
+	own, _ := os.Readlink("/proc/self/ns/pid")
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
+		if ns, err := os.Readlink(p + "/ns/pid"); s == ownNamespace && err == nil && ns != own {
+			continue
+		}
 		exe, err := os.Readlink(p + "/exe")
 		if err != nil {
 			continue
@@ -43,13 +56,16 @@ func observe() world {
 	return w
 }
 
+// settling is how long what ends by itself may take.
+var settling = 15 * time.Second
+
 // leaked is what is there now and was not before; what ends by itself (a loop device being cleared, a process being
 // reaped) is given some seconds.
-func (before world) leaked(ctx context.Context) []string {
+func (before world) leaked(ctx context.Context, s scope) []string {
 	var out []string
-	for deadline := time.Now().Add(15 * time.Second); ; {
+	for deadline := time.Now().Add(settling); ; {
 		out = out[:0]
-		for k := range observe() {
+		for k := range observe(s) {
 			if !before[k] {
 				out = append(out, "left behind: "+k)
 			}

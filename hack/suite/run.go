@@ -61,6 +61,19 @@ func start(ctx context.Context, argv, env []string) *exec.Cmd {
 	return cmd
 }
 
+// run runs the suite with its whole output in the file log. say is given a line for each part that is done.
+func (s suite) run(ctx context.Context, log string, say func(string)) result {
+	f, err := os.Create(log)
+	if err != nil {
+		return result{failed: 1, failures: []failure{{s.name, []string{err.Error()}}}}
+	}
+	defer f.Close()
+	if s.goTest != nil {
+		return s.runGoTest(ctx, f, say)
+	}
+	return s.runCommand(ctx, f)
+}
+
 func (s suite) runCommand(ctx context.Context, log io.Writer) result {
 	cmd := start(ctx, s.command, s.env)
 	var buf bytes.Buffer
@@ -78,7 +91,7 @@ type event struct {
 	Elapsed                                   float64
 }
 
-func (s suite) runGoTest(ctx context.Context, log io.Writer) result {
+func (s suite) runGoTest(ctx context.Context, log io.Writer, say func(string)) result {
 	cmd := start(ctx, append([]string{"go", "test", "-json", "-count=1"}, s.goTest...), s.env)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -89,7 +102,7 @@ func (s suite) runGoTest(ctx context.Context, log io.Writer) result {
 	if err := cmd.Start(); err != nil {
 		return result{failed: 1, failures: []failure{{s.name, []string{err.Error()}}}}
 	}
-	c := collector{output: map[string][]string{}, parents: map[string]bool{}, log: log}
+	c := collector{output: map[string][]string{}, parents: map[string]bool{}, log: log, say: say}
 	sc := bufio.NewScanner(out)
 	sc.Buffer(nil, 16<<20)
 	for sc.Scan() {
@@ -114,6 +127,7 @@ type collector struct {
 	output  map[string][]string
 	parents map[string]bool
 	log     io.Writer
+	say     func(string)
 }
 
 func (c *collector) take(e event) {
@@ -135,7 +149,7 @@ func (c *collector) take(e event) {
 		if e.Test != "" && !c.parents[key] {
 			c.passed++
 		} else if e.Test == "" {
-			fmt.Printf("   ok    %-60s %6.1fs\n", short(e.Package), e.Elapsed)
+			c.say(fmt.Sprintf("ok    %-50s %6.1fs", short(e.Package), e.Elapsed))
 		}
 	case "skip":
 		if e.Test != "" && !c.parents[key] {
@@ -157,7 +171,7 @@ func (c *collector) fail(e event, key string) {
 		c.failed++
 		c.failures = append(c.failures, failure{short(e.Package) + " " + e.Test, c.output[key]})
 	default:
-		fmt.Printf("   FAIL  %-60s %6.1fs\n", short(e.Package), e.Elapsed)
+		c.say(fmt.Sprintf("FAIL  %-50s %6.1fs", short(e.Package), e.Elapsed))
 		prefix := short(e.Package) + " "
 		if c.failedBelow(prefix) {
 			return

@@ -8,7 +8,7 @@ import (
 
 func collect(t *testing.T, events ...event) result {
 	t.Helper()
-	c := collector{output: map[string][]string{}, parents: map[string]bool{}, log: io.Discard}
+	c := collector{output: map[string][]string{}, parents: map[string]bool{}, log: io.Discard, say: func(string) {}}
 	for _, e := range events {
 		c.take(e)
 	}
