@@ -80,10 +80,9 @@ func (s *Service) staged(p stage.Publication) (*record, string, error) {
 		if err == nil && !found {
 			err = notStaged("its device is gone")
 		}
-		if err == nil && p.ReadOnly && !rec.Volume.ReadOnly {
-			err = fault.New(fault.Unsupported, "use a claim with access mode ReadOnlyMany for a read-only device",
-				"volume %s is a writable device on this node and cannot be published read-only", p.ID)
-		}
+		// A device that others on this node write may be published read-only. The read-only mount over its file keeps nobody from
+		// writing (a mount's flag does not reach special files); the kubelet gives such a container the device without the
+		// right to write (makeBlockVolumes), and the kernel's device cgroup enforces that.
 		return rec, dev.Path, err
 	}
 	if _, mounted, err := s.Mounts.At(p.StagingPath); err != nil || !mounted {

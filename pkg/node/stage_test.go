@@ -279,6 +279,30 @@ func TestStageRefusals(t *testing.T) {
 	m.clean("at the end")
 }
 
+// One pod of a node writes a device, another gets it read-only.
+func TestDeviceIsPublishedReadOnlyBesideAWriter(t *testing.T) {
+	ctx := context.Background()
+	m := newMachine(t)
+	v := m.volume(stage.Block, stage.PartitionNone)
+	s := m.service()
+	writer := m.publication(v)
+	reader := writer
+	reader.Target, reader.ReadOnly = writer.Target+"2", true
+	for i, call := range []func() error{
+		func() error { return s.Stage(ctx, v) },
+		func() error { return s.Publish(ctx, writer) },
+		func() error { return s.Publish(ctx, reader) },
+		func() error { return s.Unpublish(ctx, v.ID, writer.Target) },
+		func() error { return s.Unpublish(ctx, v.ID, reader.Target) },
+		func() error { return s.Unstage(ctx, v.ID, v.StagingPath) },
+	} {
+		if err := call(); err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+	}
+	m.clean("after both")
+}
+
 // The machine restarted: mounts, devices and attachments are gone, the journal is not.
 func TestAfterReboot(t *testing.T) {
 	for _, shape := range shapes {
