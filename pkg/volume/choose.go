@@ -29,13 +29,17 @@ func unneeded(m datastore.Manifest) []int {
 
 // ways are the directions in which the links at a boundary may be merged. Down writes into the lower link, whose extents no
 // other disk may share; no snapshot of this disk ends there. Up writes into the upper one. A lower link that others share
-// stays on the datastore, so Up frees nothing then: it is done to keep a long chain short.
+// stays on the datastore, so Up frees nothing then: it is done to keep a long chain short. Down from the head empties the head
+// grain by grain, so nobody may share that either.
 func ways(d fsx.Dir, m datastore.Manifest, lower int) (down, up bool, err error) {
 	if down, err = unshared(d, m.Links[lower]); err != nil {
 		return false, false, err
 	}
 	if up, err = unshared(d, m.Links[lower+1]); err != nil {
 		return false, false, err
+	}
+	if lower+2 == len(m.Links) && !up {
+		down = false
 	}
 	if !down && len(m.Links) <= longChain {
 		up = false

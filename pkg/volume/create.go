@@ -38,9 +38,6 @@ func (v *Volumes) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, er
 func (v *Volumes) CreateFrom(ctx context.Context, spec host.DiskSpec, source Server) (host.Disk, error) {
 	spec.Datastore = v.name
 	spec, err := spec.Normalize()
-	if err == nil {
-		spec, err = sourced(spec)
-	}
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -121,11 +118,7 @@ func (v *Volumes) reserve(id string, spec host.DiskSpec) (rec datastore.Record, 
 	if err != nil {
 		return datastore.Record{}, false, err
 	}
-	have := v.spec(rec)
-	if err := sameSource(have, spec); err != nil {
-		return rec, made, err
-	}
-	return rec, made, have.Matches(spec)
+	return rec, made, v.spec(rec).Matches(spec)
 }
 
 // build is steps 3 to 5.

@@ -32,42 +32,6 @@ func (v *Volumes) origin(src datastore.Source) (origin, error) {
 	return origin{disk: src.Disk, size: m.Size, links: len(m.Links)}, nil
 }
 
-// sourced fills in the default of a source's clone mode, and refuses what cannot be meant. Kind: Invalid.
-func sourced(spec host.DiskSpec) (host.DiskSpec, error) {
-	switch {
-	case spec.Source == nil && spec.CloneMode == "":
-		return spec, nil
-	case spec.Source == nil:
-		return spec, fault.New(fault.Invalid, "", "cloneMode %q without a source", spec.CloneMode)
-	case (spec.Source.Snapshot == "") == (spec.Source.Disk == ""):
-		return spec, fault.New(fault.Invalid, "", "a source is a snapshot or a disk")
-	}
-	if spec.CloneMode == "" {
-		spec.CloneMode = host.CloneLinked
-	}
-	if spec.CloneMode != host.CloneLinked && spec.CloneMode != host.CloneFull {
-		return spec, fault.New(fault.Invalid, "", "cloneMode %q is none of linked, full", spec.CloneMode)
-	}
-	return spec, nil
-}
-
-// sameSource says whether a disk that was made as have answers a request for ask. Kind: Exists.
-func sameSource(have, ask host.DiskSpec) error {
-	none := host.Source{}
-	a, b := none, none
-	if have.Source != nil {
-		a = *have.Source
-	}
-	if ask.Source != nil {
-		b = *ask.Source
-	}
-	if a != b || have.CloneMode != ask.CloneMode {
-		return fault.New(fault.Exists, "Use another name, or delete the disk first.",
-			"disk %s exists with source %+v (%s), asked for is %+v (%s)", host.DiskID(have.Name), a, have.CloneMode, b, ask.CloneMode)
-	}
-	return nil
-}
-
 // checkSource refuses, before anything is made, what can never become a disk.
 func (v *Volumes) checkSource(spec host.DiskSpec) error {
 	if spec.Source == nil {

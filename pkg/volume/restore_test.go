@@ -124,7 +124,6 @@ func TestRestoreRefuses(t *testing.T) {
 		{"both", host.DiskSpec{Source: from(host.Source{Snapshot: p.ID, Disk: d.ID})}, fault.Invalid},
 		{"neither", host.DiskSpec{Source: from(host.Source{})}, fault.Invalid},
 		{"mode", host.DiskSpec{Source: from(host.Source{Disk: d.ID}), CloneMode: "half"}, fault.Invalid},
-		{"mode without source", host.DiskSpec{CloneMode: host.CloneFull}, fault.Invalid},
 		{"of a disk attached elsewhere", host.DiskSpec{Source: from(host.Source{Disk: held.ID})}, fault.InUse},
 		{"of its snapshot", host.DiskSpec{Source: from(host.Source{Snapshot: host.SnapshotID("h")})}, fault.InUse},
 	} {

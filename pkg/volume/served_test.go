@@ -188,21 +188,23 @@ func same(got, want []byte, what string) error {
 // qemuReads compares what qemu-img reads of a link's chain with want.
 func qemuReads(t *testing.T, path string, want []byte) {
 	t.Helper()
-	raw := filepath.Join(t.TempDir(), "raw")
+	if err := qemuSame(t, path, want); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func qemuSame(t *testing.T, path string, want []byte) error {
+	t.Helper()
+	raw := path + ".raw" // beside it: the datastore's directory is the test's own
 	out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-U", "-f", "vmdk", "-O", "raw", path, raw).CombinedOutput()
 	if err != nil {
-		t.Fatalf("qemu-img convert %s: %v\n%s", path, err, out)
+		return fmt.Errorf("qemu-img convert %s: %w\n%s", path, err, out)
 	}
 	got, err := os.ReadFile(raw)
-	if err != nil {
-		t.Fatal(err)
+	if err := errors.Join(err, os.Remove(raw)); err != nil {
+		return err
 	}
-	if err := os.Remove(raw); err != nil {
-		t.Fatal(err)
-	}
-	if err := same(got, want, "qemu's "+path); err != nil {
-		t.Fatal(err)
-	}
+	return same(got, want, "qemu's "+path)
 }
 
 func needsQEMU(t *testing.T) {
