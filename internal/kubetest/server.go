@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,7 +98,7 @@ func (s *Server) Stop() error {
 // certificates.)
 func (s *Server) RestartAPI(ctx context.Context, down func()) error {
 	path := s.env.ControlPlane.GetAPIServer().Path
-	pid, args, err := child(path)
+	pid, args, err := child(path, "--secure-port="+s.env.ControlPlane.GetAPIServer().SecureServing.Port)
 	if err != nil {
 		return err
 	}
@@ -170,9 +171,9 @@ func poll(ctx context.Context, check func() error) error {
 	}
 }
 
-// child finds this process's own child that runs program. It looks at own children alone: another process's files in /proc
+// child finds this process's own child that runs program with an argument that no other has. It looks at own children alone: another process's files in /proc
 // may not answer at all, when that process is stuck in the kernel.
-func child(program string) (pid int, args []string, err error) {
+func child(program, argument string) (pid int, args []string, err error) {
 	lists, err := filepath.Glob("/proc/self/task/*/children")
 	if err != nil {
 		return 0, nil, err
@@ -190,11 +191,15 @@ func child(program string) (pid int, args []string, err error) {
 			if err != nil {
 				return 0, nil, err
 			}
+			args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")[1:]
+			if !slices.Contains(args, argument) {
+				continue
+			}
 			pid, err := strconv.Atoi(p)
-			return pid, strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")[1:], err
+			return pid, args, err
 		}
 	}
-	return 0, nil, fmt.Errorf("no child of this process runs %s", program)
+	return 0, nil, fmt.Errorf("no child of this process runs %s with %s", program, argument)
 }
 
 // As is a client configuration with the rights of one of the chart's service accounts.

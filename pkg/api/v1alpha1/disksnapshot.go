@@ -61,7 +61,7 @@ type DiskSnapshotSpec struct {
 	// +kubebuilder:default=none
 	Freeze string `json:"freeze,omitempty"`
 	// +kubebuilder:validation:Minimum=0
-	// +kubebuilder:validation:Maximum=300
+	// +kubebuilder:validation:Maximum=60
 	FreezeDeadlineSeconds int64 `json:"freezeDeadlineSeconds,omitempty"`
 	// Attempt counts how often a failed operation was asked for again: raising it makes the host try at once.
 	//

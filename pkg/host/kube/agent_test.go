@@ -276,7 +276,7 @@ func TestAPIServerAway(t *testing.T) {
 	stays, leaves := c.create(spec("stays", "local", "node-a")), c.create(spec("leaves", "local", "node-a"))
 	c.attach("node-a", leaves.ID, false)
 	c.attachedOn(leaves.ID, "node-a")
-	err := server.RestartAPI(t.Context(), func() {
+	err := c.server.RestartAPI(t.Context(), func() {
 		c.detach("node-a", leaves.ID)
 		for range 3 {
 			c.attach("node-a", stays.ID, false)

@@ -99,13 +99,25 @@ func damage(vd *v1alpha1.VirtualDisk) error {
 	return nil
 }
 
-// disk adds to the object what its datastore knows.
+// disk adds to the object what its datastore and its snapshots know: a snapshot is its disk's from when it is Ready, which
+// the disk's status says a little later.
 func (c *Client) disk(ctx context.Context, vd *v1alpha1.VirtualDisk) (host.Disk, error) {
 	ds, err := c.datastore(ctx, vd.Spec.Datastore)
 	if err != nil && fault.KindOf(err) != fault.NotFound {
 		return host.Disk{}, err
 	}
-	return diskOf(vd, ds != nil && ds.Spec.Scope == v1alpha1.ScopeShared), nil
+	made, err := c.snapshotObjects(ctx, vd.Name)
+	if err != nil {
+		return host.Disk{}, err
+	}
+	d := diskOf(vd, ds != nil && ds.Spec.Scope == v1alpha1.ScopeShared)
+	d.Snapshots = nil
+	for i := range made {
+		if made[i].Status.CID != "" && made[i].Spec.UUID == vd.Status.UUID {
+			d.Snapshots = append(d.Snapshots, made[i].Name)
+		}
+	}
+	return d, nil
 }
 
 // List returns disks in order of id; a token is the id that the last page ended with. A retired disk is no volume.

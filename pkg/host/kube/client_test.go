@@ -82,7 +82,7 @@ func TestCreateDescribeDelete(t *testing.T) {
 
 func TestCreateRefused(t *testing.T) {
 	c := newCluster(t, "node-a")
-	if err := kubetest.AddNodes(t.Context(), server.Config, "node-diskless"); err != nil {
+	if err := kubetest.AddNodes(t.Context(), c.server.Config, "node-diskless"); err != nil {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {

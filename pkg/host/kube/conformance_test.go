@@ -16,13 +16,16 @@ import (
 // TestConformance runs the port's suite: what the controller calls goes through objects and the agent, what the node service
 // calls to hostd, which is in memory.
 func TestConformance(t *testing.T) {
-	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
-		c := newCluster(t, "node-a", "node-b")
-		return hosttest.Subject{
-			Host: &wholePort{Client: c.client, Attacher: c.memory, Keeper: c.memory, cluster: c},
-			Node: "node-a", Datastore: "local", OtherDatastore: "shared", Session: hosttest.NoKernel,
-		}
-	})
+	hosttest.Run(t, subject)
+	t.Run("Snapshots", func(t *testing.T) { hosttest.RunSnapshots(t, subject) })
+}
+
+func subject(t *testing.T) hosttest.Subject {
+	c := newCluster(t, "node-a", "node-b")
+	return hosttest.Subject{
+		Host: &wholePort{Client: c.client, Attacher: c.memory, Keeper: c.memory, cluster: c},
+		Node: "node-a", Datastore: "local", OtherDatastore: "shared", Session: hosttest.NoKernel,
+	}
 }
 
 // wholePort is the controller's and the node service's half.

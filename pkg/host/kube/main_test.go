@@ -2,8 +2,10 @@ package kube_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -19,31 +21,64 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/kube"
 )
 
-// server is the API that all tests of this package share; each test has disk names of its own, and takes the cluster's
-// nodes and datastores as newCluster makes them.
-var server *kubetest.Server
+// servers are the APIs on which the tests run, one test at a time on each: most of a test is waiting.
+var servers = make(chan *lazyServer, apis)
+
+const apis = 4
+
+// lazyServer is started by the first test that gets it.
+type lazyServer struct {
+	*kubetest.Server
+	err error
+}
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (code int) {
 	crlog.SetLogger(logr.Discard())
-	var err error
-	if server, err = kubetest.New(); err != nil {
-		fmt.Fprintln(os.Stderr, "no Kubernetes API:", err)
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(apis)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	for range apis {
+		servers <- &lazyServer{}
+	}
 	defer func() {
-		if err := server.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, "stop the API server:", err)
-			code = 1
+		for range apis {
+			s := <-servers
+			if s.Server == nil {
+				continue
+			}
+			if err := s.Stop(); err != nil {
+				fmt.Fprintln(os.Stderr, "stop the API server:", err)
+				code = 1
+			}
 		}
 	}()
 	return m.Run()
 }
 
+// takeServer is an API for this test alone, until all that the test cleans up itself is cleaned up. The test runs in parallel
+// with others.
+func takeServer(t *testing.T) *kubetest.Server {
+	t.Helper()
+	t.Parallel()
+	s := <-servers
+	t.Cleanup(func() { servers <- s })
+	if s.Server == nil && s.err == nil {
+		s.Server, s.err = kubetest.New()
+	}
+	if s.err != nil {
+		t.Fatalf("no Kubernetes API: %v", s.err)
+	}
+	return s.Server
+}
+
 // cluster is nodes with a hostd in memory and an agent each, and a controller's client.
 type cluster struct {
 	t      *testing.T
+	server *kubetest.Server
 	admin  client.WithWatch
 	client *kube.Client
 	memory *hosttest.Memory
@@ -54,26 +89,27 @@ type cluster struct {
 // patience is for a machine that compiles something else meanwhile.
 const patience = 60 * time.Second
 
-func connect(t *testing.T, account string) client.WithWatch {
-	t.Helper()
-	config := server.Config
+func (c *cluster) connect(account string) client.WithWatch {
+	c.t.Helper()
+	config := c.server.Config
 	if account != "" {
 		config = kubetest.As(config, account)
 	}
-	c, err := kube.Connect(config)
+	api, err := kube.Connect(config)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	return c
+	return api
 }
 
 func newCluster(t *testing.T, nodes ...string) *cluster {
 	t.Helper()
 	c := &cluster{
-		t: t, admin: connect(t, ""), memory: hosttest.NewMemory(nodes...), agents: map[string]*kube.Agent{}, stops: map[string]func(){},
+		t: t, server: takeServer(t), memory: hosttest.NewMemory(nodes...), agents: map[string]*kube.Agent{}, stops: map[string]func(){},
 	}
+	c.admin = c.connect("")
 	ctx := t.Context()
-	if err := kubetest.AddNodes(ctx, server.Config, nodes...); err != nil {
+	if err := kubetest.AddNodes(ctx, c.server.Config, nodes...); err != nil {
 		t.Fatal(err)
 	}
 	for name, scope := range map[string]string{"local": v1alpha1.ScopeNode, "shared": v1alpha1.ScopeShared} {
@@ -83,7 +119,7 @@ func newCluster(t *testing.T, nodes ...string) *cluster {
 			t.Fatal(err)
 		}
 	}
-	c.client = kube.NewClient(kube.ClientParams{API: connect(t, "vmdk-csi-controller"), ReleaseWait: time.Second})
+	c.client = kube.NewClient(kube.ClientParams{API: c.connect("vmdk-csi-controller"), ReleaseWait: time.Second})
 	for _, n := range nodes {
 		c.startAgent(n, c.memory.On(n))
 	}
@@ -111,9 +147,14 @@ func newCluster(t *testing.T, nodes ...string) *cluster {
 
 func (c *cluster) startAgent(node string, hostd kube.Hostd) {
 	c.t.Helper()
-	agent := kube.NewAgent(kube.AgentParams{
-		API: connect(c.t, "vmdk-csi-node"), Node: node, Hostd: hostd, DatastoreEvery: 200 * time.Millisecond, Resync: time.Second,
-	})
+	c.startAgentWith(kube.AgentParams{Node: node, Hostd: hostd})
+}
+
+// startAgentWith starts an agent that looks more often than it would in life.
+func (c *cluster) startAgentWith(p kube.AgentParams) {
+	c.t.Helper()
+	p.API, p.DatastoreEvery, p.Resync = c.connect("vmdk-csi-node"), 200*time.Millisecond, time.Second
+	node, agent := p.Node, kube.NewAgent(p)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -144,6 +185,16 @@ func (c *cluster) clear() {
 			c.t.Error(err)
 		}
 	}
+	var snaps v1alpha1.DiskSnapshotList
+	if err := c.admin.List(ctx, &snaps); err != nil {
+		c.t.Fatal(err)
+	}
+	for i := range snaps.Items {
+		c.forget(&snaps.Items[i])
+		if err := c.admin.Delete(ctx, &snaps.Items[i]); client.IgnoreNotFound(err) != nil {
+			c.t.Error(err)
+		}
+	}
 	var stores v1alpha1.DatastoreList
 	if err := c.admin.List(ctx, &stores); err != nil {
 		c.t.Fatal(err)
@@ -155,7 +206,7 @@ func (c *cluster) clear() {
 	}
 }
 
-func (c *cluster) forget(vd *v1alpha1.VirtualDisk) {
+func (c *cluster) forget(vd client.Object) {
 	patch := client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"finalizers":null}}`))
 	if err := c.admin.Patch(context.Background(), vd, patch); client.IgnoreNotFound(err) != nil {
 		c.t.Error(err)

@@ -107,13 +107,8 @@ func (a *Agent) createSnapshot(ctx context.Context, ds *v1alpha1.DiskSnapshot, s
 	return nil
 }
 
-// Freezing.
-const (
-	// freezeTime is how long a file system may stand still when the request does not say.
-	freezeTime = 10 * time.Second
-	// thawTime is how long the end of a freeze may take until it is left to the deadline.
-	thawTime = 5 * time.Second
-)
+// thawTime is how long the end of a freeze may take until it is left to the deadline.
+const thawTime = 5 * time.Second
 
 // snap has hostd make the snapshot, with the file system stopped if that is asked for and possible. That it is not
 // (notFrozen) does not hinder the snapshot.
@@ -128,7 +123,7 @@ func (a *Agent) snap(ctx context.Context, ds *v1alpha1.DiskSnapshot) (made host.
 		}
 		allowed := spec.FreezeDeadline
 		if allowed == 0 {
-			allowed = freezeTime
+			allowed = host.DefaultFreezeDeadline
 		}
 		deadline := time.Now().Add(allowed)
 		var thaw func(context.Context) error

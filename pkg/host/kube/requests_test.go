@@ -62,7 +62,7 @@ func same(t *testing.T, what string, got []string, want ...string) {
 func TestRequestsAreFew(t *testing.T) {
 	c := newCluster(t, "node-a", "node-b", "node-c")
 	r := &requests{}
-	counted := kube.NewClient(kube.ClientParams{API: r.through(connect(t, "vmdk-csi-controller"))})
+	counted := kube.NewClient(kube.ClientParams{API: r.through(c.connect("vmdk-csi-controller"))})
 	stores, err := counted.Datastores(t.Context())
 	if err != nil || len(stores) != 2 || len(stores[0].Hosts) != 3 {
 		t.Fatalf("%+v, %v", stores, err)
@@ -74,7 +74,7 @@ func TestRequestsAreFew(t *testing.T) {
 	same(t, "Reachable", r.take(), `list *v1alpha1.DatastoreList version "" limit 1 fields ""`)
 
 	c.stops["node-a"]()
-	agent := kube.NewAgent(kube.AgentParams{API: r.through(connect(t, "vmdk-csi-node")), Node: "node-a", Hostd: c.memory.On("node-a"),
+	agent := kube.NewAgent(kube.AgentParams{API: r.through(c.connect("vmdk-csi-node")), Node: "node-a", Hostd: c.memory.On("node-a"),
 		DatastoreEvery: time.Hour, Resync: time.Hour})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -44,12 +44,12 @@ func (c *Client) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (ho
 			}
 			return c.snapped(ctx, ds)
 		}
+		have := host.SnapshotSpec{Name: nameFromText(ds.Spec.Name), Disk: ds.Spec.Disk}
 		switch {
 		case ds.DeletionTimestamp != nil:
 			return host.Snapshot{}, fault.New(fault.InProgress, "The request is repeated.", "snapshot %s (%q) is being deleted", id, bounded(spec.Name, 64))
-		case ds.Spec.Disk != spec.Disk:
-			return host.Snapshot{}, fault.New(fault.Exists, "Use another name, or delete the snapshot first.",
-				"snapshot %s (%q) exists of disk %s, asked for is %s", id, bounded(spec.Name, 64), ds.Spec.Disk, bounded(spec.Disk, 64))
+		case have.Matches(spec) != nil:
+			return host.Snapshot{}, have.Matches(spec)
 		case neverSnapped(ds):
 			if err := c.removeSnapshot(ctx, ds); err != nil {
 				return host.Snapshot{}, err
@@ -211,8 +211,8 @@ func (c *Client) mustSnapshot(ctx context.Context, id string) (*v1alpha1.DiskSna
 
 // ListSnapshots returns snapshots in order of id; a token is the id that the last page ended with.
 func (c *Client) ListSnapshots(ctx context.Context, disk string, limit int, token string) ([]host.Snapshot, string, error) {
-	if limit < 0 || token != "" && !host.ValidSnapshotID(token) {
-		return nil, "", fault.New(fault.Invalid, "List again from the start.", "token %q does not come from an earlier list", bounded(token, 64))
+	if err := host.CheckSnapshotList(limit, token); err != nil {
+		return nil, "", err
 	}
 	if disk != "" && !host.ValidDiskID(disk) {
 		return nil, "", nil // no disk has such an id, so no snapshot is of it
@@ -221,26 +221,14 @@ func (c *Client) ListSnapshots(ctx context.Context, disk string, limit int, toke
 	if err := c.api.List(ctx, &stores); err != nil {
 		return nil, "", apiFault(err, "list datastores")
 	}
-	var all []v1alpha1.DiskSnapshot
-	for next := ""; ; {
-		options := []client.ListOption{client.Limit(500), client.Continue(next)}
-		if disk != "" {
-			options = append(options, client.MatchingFields{"spec.disk": disk})
-		}
-		var page v1alpha1.DiskSnapshotList
-		if err := c.api.List(ctx, &page, options...); err != nil {
-			return nil, "", apiFault(err, "list snapshots")
-		}
-		all = append(all, page.Items...)
-		if next = page.Continue; next == "" {
-			break
-		}
+	all, err := c.snapshotObjects(ctx, disk)
+	if err != nil {
+		return nil, "", err
 	}
-	slices.SortFunc(all, func(a, b v1alpha1.DiskSnapshot) int { return compare(a.Name, b.Name) })
 	var out []host.Snapshot
 	for i := range all {
 		ds := &all[i]
-		if ds.Name <= token || ds.DeletionTimestamp != nil || neverSnapped(ds) {
+		if ds.Name <= token {
 			continue
 		}
 		if limit > 0 && len(out) == limit {
@@ -252,6 +240,28 @@ func (c *Client) ListSnapshots(ctx context.Context, disk string, limit int, toke
 		out = append(out, snapshotOf(ds, shared))
 	}
 	return out, "", nil
+}
+
+// snapshotObjects lists in order of name the snapshots that are, or are being made, of one disk or of all.
+func (c *Client) snapshotObjects(ctx context.Context, disk string) ([]v1alpha1.DiskSnapshot, error) {
+	var all []v1alpha1.DiskSnapshot
+	for next := ""; ; {
+		options := []client.ListOption{client.Limit(500), client.Continue(next)}
+		if disk != "" {
+			options = append(options, client.MatchingFields{"spec.disk": disk})
+		}
+		var page v1alpha1.DiskSnapshotList
+		if err := c.api.List(ctx, &page, options...); err != nil {
+			return nil, apiFault(err, "list snapshots")
+		}
+		all = append(all, page.Items...)
+		if next = page.Continue; next == "" {
+			break
+		}
+	}
+	all = slices.DeleteFunc(all, func(ds v1alpha1.DiskSnapshot) bool { return ds.DeletionTimestamp != nil || neverSnapped(&ds) })
+	slices.SortFunc(all, func(a, b v1alpha1.DiskSnapshot) int { return compare(a.Name, b.Name) })
+	return all, nil
 }
 
 // DeleteSnapshot removes the snapshot as Delete removes a disk: the object first, which its finalizer keeps until a host has

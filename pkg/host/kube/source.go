@@ -62,13 +62,8 @@ func (c *Client) source(ctx context.Context, spec host.DiskSpec) (origin, error)
 		}
 		from.host, datastore, size = vd.Spec.Host, vd.Spec.Datastore, vd.Status.SizeBytes
 	}
-	switch {
-	case datastore != spec.Datastore:
-		return from, fault.New(fault.Invalid, "Use a StorageClass with datastore "+datastore+".",
-			"a disk in datastore %s cannot have a source in datastore %s", spec.Datastore, datastore)
-	case spec.Size < size:
-		return from, fault.New(fault.OutOfRange, "Ask for at least "+sizeText(size)+".",
-			"a disk of %s is smaller than its source of %s", sizeText(spec.Size), sizeText(size))
+	if err := spec.CheckSource(datastore, size); err != nil {
+		return from, err
 	}
 	var err error
 	from.held, err = c.heldSource(ctx, &v1alpha1.DiskSource{Snapshot: spec.Source.Snapshot, Disk: spec.Source.Disk})
