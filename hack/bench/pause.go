@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Target is an attached disk that snapshots can be taken of.
+type target interface {
+	io.WriterAt
+	snapshot(ctx context.Context, name string) error
+	close() error
+}
+
+// A way is how a load reaches a disk.
+type way struct {
+	name string
+	make func(ctx context.Context, b *bench, size int64) (target, error)
+}
+
+var ways = []way{{"engine", newEngineTarget}}
+
+// PerDisk is how many snapshots one disk gets: a chain has 32 links at most.
+const perDisk = 25
+
+// Pauses are the longest writes, in milliseconds' worth of durations: one for each snapshot, and one for as long a time
+// right before it.
+type pauses struct{ with, without, call []time.Duration }
+
+// MeasurePause takes snapshots under a load and looks at the longest write that each met: that is what a guest feels.
+func measurePause(ctx context.Context, b *bench) (part, error) {
+	n := 100
+	if b.quick {
+		n = 2
+	}
+	p := part{title: "The pause of a snapshot", about: fmt.Sprintf("The longest of the random 4 KiB writes of %d writers (past the page cache, "+
+		"%d grains spread over the disk) that were under way during a snapshot, over %d snapshots, up to %d on one thin disk: every grain is "+
+		"written anew after each. *calm* is as long a time right before each.", writers, hotGrains, n, perDisk)}
+	for _, w := range ways {
+		small, err := b.pauses(ctx, w, 1<<30, n)
+		if err != nil {
+			return p, fmt.Errorf("%s, 1 GiB: %w", w.name, err)
+		}
+		large, err := b.pauses(ctx, w, 1<<40, n)
+		if err != nil {
+			return p, fmt.Errorf("%s, 1 TiB: %w", w.name, err)
+		}
+		for _, q := range []float64{50, 99} {
+			s, l := percentile(small.with, q), percentile(large.with, q)
+			p.rows = append(p.rows,
+				row{fmt.Sprintf("pause p%.0f, %s, 1 GiB", q, w.name), duration(s), "calm, 1 GiB", duration(percentile(small.without, q))},
+				row{fmt.Sprintf("pause p%.0f, %s, 1 TiB", q, w.name), duration(l), "pause, 1 GiB", duration(s)})
+		}
+		p.rows = append(p.rows, row{fmt.Sprintf("whole snapshot p50, %s, 1 TiB", w.name), duration(median(large.call)),
+			"1 GiB", duration(median(small.call))})
+	}
+	return p, nil
+}
+
+func (b *bench) pauses(ctx context.Context, w way, size int64, n int) (pauses, error) {
+	var all pauses
+	for left := n; left > 0; left -= perDisk {
+		if err := b.pausesOfOne(ctx, w, size, min(left, perDisk), &all); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+func (b *bench) pausesOfOne(ctx context.Context, w way, size int64, n int, all *pauses) (err error) {
+	t, err := w.make(ctx, b, size)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.close()) }()
+	l, err := startLoad(t, size, b.seed)
+	if err != nil {
+		return err
+	}
+	type moment struct{ from, to time.Duration }
+	var taken []moment
+	for i := range n {
+		// Long enough that what the last snapshot made the load do is over, and a calm time as long as a snapshot has been.
+		pause(ctx, 200*time.Millisecond)
+		from := l.now()
+		if err = t.snapshot(ctx, fmt.Sprintf("snapshot-%d", i)); err != nil {
+			break
+		}
+		taken = append(taken, moment{from, l.now()})
+	}
+	ops, lerr := l.finish()
+	if err = errors.Join(err, lerr, ctx.Err()); err != nil {
+		return err
+	}
+	for _, m := range taken {
+		d := m.to - m.from
+		all.call = append(all.call, d)
+		all.with = append(all.with, look(ops, m.from, m.to).longest)
+		all.without = append(all.without, look(ops, max(0, m.from-d), m.from).longest)
+	}
+	return nil
+}
