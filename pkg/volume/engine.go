@@ -101,12 +101,12 @@ func Refs(links []datastore.Link) []chain.Ref {
 	return refs
 }
 
-// LooseRefs is Refs for a head whose growth may have been interrupted: its descriptor has the last word about its
-// size and extents, whose names a Link's own rules bind to the directory.
+// LooseRefs is Refs for a head whose growth may have been interrupted: its descriptor has the last word about how much
+// larger it is, and about its extents, whose names a Link's own rules bind to the directory.
 func LooseRefs(links []datastore.Link) []chain.Ref {
 	refs := Refs(links)
 	if n := len(refs); n > 0 {
-		refs[n-1].ExtentNames, refs[n-1].Size = nil, 0
+		refs[n-1].ExtentNames, refs[n-1].Growing = nil, true
 	}
 	return refs
 }

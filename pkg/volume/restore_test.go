@@ -223,13 +223,16 @@ func TestExpandWithSnapshots(t *testing.T) {
 		t.Fatalf("%+v %v", got, err)
 	}
 	w.mustDetach(t, d.ID, s)
-	now := append(slices.Clone(then), make([]byte, 4*mib)...)
+	if got, err = w.v.Expand(t.Context(), d.ID, 7*mib, nil); err != nil || got.Size != 7*mib || len(got.Links) != 2 {
+		t.Fatalf("a head that is larger than its parent: %+v %v", got, err)
+	}
+	now := append(slices.Clone(then), make([]byte, 5*mib)...)
 	w.must(t, w.holds(d.ID, "", now))
 	w.must(t, w.holds(d.ID, p.ID, then))
 	_, err = w.v.Flatten(t.Context(), d.ID, nil)
 	wantKind(t, err, fault.Precondition, "flatten with snapshots")
 	w.must(t, w.v.DeleteSnapshot(t.Context(), p.ID))
-	if got, err = w.v.Flatten(t.Context(), d.ID, nil); err != nil || got.VMwareProblem != "" || len(got.Links) != 1 || got.Size != 6*mib {
+	if got, err = w.v.Flatten(t.Context(), d.ID, nil); err != nil || got.VMwareProblem != "" || len(got.Links) != 1 || got.Size != 7*mib {
 		t.Fatalf("%+v %v", got, err)
 	}
 	w.must(t, w.holds(d.ID, "", now))

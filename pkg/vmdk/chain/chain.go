@@ -24,6 +24,8 @@ type Ref struct {
 	// sides of the step have it set, and only upwards: a step somebody recorded. A parent may be larger than recorded if it
 	// is as large as its child: a merge down had grown it when it was given up.
 	Size int64
+	// Growing says of a head that it may be larger than Size: a growth of it was begun, and perhaps interrupted.
+	Growing bool
 	// Mend lets an open for writing recover this parent and mark it clean if it is not: it became a parent, or was merged,
 	// right before a crash. Name the links whose extents no other disk shares.
 	Mend bool
@@ -172,7 +174,7 @@ func (c *Chain) validate() error {
 			}
 			seen[id{n.Device, n.Inode}] = l.Name
 		}
-		if r := c.refs[i]; r.Size != 0 && r.Size != l.Size() && !c.grownForMerge(i) {
+		if r := c.refs[i]; r.Size != 0 && r.Size != l.Size() && !(r.Growing && l.Size() > r.Size) && !c.grownForMerge(i) {
 			return fault.New(fault.Damaged, "restore the descriptor", "%s has %d bytes, its manifest says %d", l.Name, l.Size(), r.Size)
 		}
 		if i == 0 {
