@@ -254,8 +254,13 @@ func (w *world) disk(t *testing.T, name string, typ host.DiskType, content []byt
 // write writes all of content to a detached disk.
 func (w *world) write(t *testing.T, id string, content []byte) {
 	t.Helper()
+	w.writeAt(t, id, content, 0)
+}
+
+func (w *world) writeAt(t *testing.T, id string, content []byte, off int64) {
+	t.Helper()
 	s := w.mustAttach(t, id)
-	if _, err := s.WriteAt(content, 0); err != nil {
+	if _, err := s.WriteAt(content, off); err != nil {
 		t.Fatal(err)
 	}
 	w.mustDetach(t, id, s)
