@@ -37,9 +37,42 @@ func checkLink(d fsx.Dir) error {
 		func() error { return wants("over a name", d.LinkFrom(d, "a", "taken"), fs.ErrExist) },
 		func() error { return holds(d, "taken", "two") },
 		func() error { return wants("of nothing", d.LinkFrom(d, "none", "x"), fs.ErrNotExist) },
+		func() error { return oneFile(d, "a", sub, "b") },
 		func() error { return d.Remove("a") },
-		func() error { return holds(sub, "b", "one") },
+		func() error { return holds(sub, "b", "ONE") },
+		func() error { return linkCount(sub, "b", 1) },
 	)
+}
+
+// oneFile checks that two names are one file: what is written by one is read by the other, and both tell the count of names.
+func oneFile(d fsx.Dir, name string, e fsx.Dir, other string) error {
+	f, err := d.Open(name, fsx.ReadWrite)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("ONE"), 0); err != nil {
+		return err
+	}
+	return all(
+		func() error { return holds(e, other, "ONE") },
+		func() error { return linkCount(d, name, 2) },
+		func() error { return linkCount(e, other, 2) },
+	)
+}
+
+// linkCount checks how many names an open file has.
+func linkCount(d fsx.Dir, name string, want uint64) error {
+	f, err := d.Open(name, fsx.ReadOnly)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && info.Links != want {
+		err = fmt.Errorf("%s has %d names, want %d", name, info.Links, want)
+	}
+	return err
 }
 
 func checkRename(d fsx.Dir) error {
