@@ -66,16 +66,20 @@ make_sidecar_image() {
   image_archive "$1/$2.tar" "$1/root" "{\"Entrypoint\": [\"/$2\"]}" "registry.k8s.io/sig-storage/$2:${SIDECARS[$2]}"
 }
 
-# The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx or Debian. The latter's
-# dd is asked for oflag=nocache, which busybox does not know.
+# The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx, Alpine or Debian. Their
+# scripts use "let", which dash does not know, and dd oflag=nocache, which busybox does not know.
+upstream_tree() {
+  busybox_tree "$(rootfs_path)" "$1"
+  copy_programs "$(rootfs_path)" "$1" /usr/bin/bash /usr/bin/dd
+  ln -sf bash "$1/usr/bin/sh"
+}
 make_upstream_shell_image() {
-  busybox_tree "$(rootfs_path)" "$1/root"
-  copy_programs "$(rootfs_path)" "$1/root" /usr/bin/dd
+  upstream_tree "$1/root"
   # shellcheck disable=SC2046 # one name a line
   image_archive "$1/$2.tar" "$1/root" '{"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' $(upstream_names busybox nginx glibc-dns-testing)
 }
 make_upstream_agnhost_image() {
-  busybox_tree "$(rootfs_path)" "$1/root"
+  upstream_tree "$1/root"
   install -m 755 "$("$HACK_DIR/tools/build.sh" --path upstream)/agnhost" "$1/root/agnhost"
   # shellcheck disable=SC2046 # one name a line
   image_archive "$1/$2.tar" "$1/root" '{"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' \
@@ -107,7 +111,7 @@ image() {
   local sort=$1 name=$2 dir
   shift 2
   dir=$CACHE_DIR/images/$name-$(hash_of "=$VERSION $REGISTRY" "=${NODE_PROGRAMS[*]}" "$HACK_DIR/images/sync" \
-    "=$(declare -f "make_${sort}_image" program_tree program_archive image_archive copy_programs busybox_tree)" "$@")
+    "=$(declare -f "make_${sort}_image" program_tree program_archive image_archive copy_programs busybox_tree upstream_tree)" "$@")
   if [ ! -d "$dir" ]; then
     step "image $name"
     cache_fill "$dir" fill_image "$sort" "$name"

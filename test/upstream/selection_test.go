@@ -24,7 +24,7 @@ var capabilities = []string{"persistence", "block", "fsGroup", "exec", "snapshot
 func TestDriversDeclareEveryCapability(t *testing.T) {
 	for name, want := range map[string]map[string]bool{
 		"node.yaml":   {"RWX": false, "singleNodeVolume": true, "topology": true},
-		"shared.yaml": {"RWX": false, "singleNodeVolume": false, "topology": false},
+		"shared.yaml": {"RWX": false, "singleNodeVolume": false, "topology": false, "capacity": false},
 	} {
 		b, err := os.ReadFile(filepath.Join("drivers", name))
 		if err != nil {
