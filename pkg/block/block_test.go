@@ -35,6 +35,30 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+func TestClone(t *testing.T) {
+	m := block.Memory(1 << 20)
+	write := func(d *block.Mem, text string) {
+		t.Helper()
+		if _, err := d.WriteAt([]byte(text), 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(m, "before")
+	c := m.Clone()
+	write(m, "behind")
+	for d, want := range map[*block.Mem]string{m: "behind", c: "before"} {
+		got := make([]byte, len(want))
+		if _, err := d.ReadAt(got, 4096); err != nil || string(got) != want {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+	write(c, "copied")
+	got := make([]byte, 6)
+	if _, err := m.ReadAt(got, 4096); err != nil || string(got) != "behind" {
+		t.Errorf("a write to the copy shows in the original: %q, %v", got, err)
+	}
+}
+
 func TestReadOnly(t *testing.T) {
 	m := block.Memory(4096)
 	if _, err := m.WriteAt([]byte("content"), 100); err != nil {

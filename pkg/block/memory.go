@@ -30,6 +30,18 @@ func (m *Mem) Grow(size int64) {
 	m.size = max(m.size, size)
 }
 
+// Clone is a disk with the content that this one has now; neither sees what is written to the other from then on.
+func (m *Mem) Clone() *Mem {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	c := Memory(m.size)
+	for n, page := range m.pages {
+		own := *page
+		c.pages[n] = &own
+	}
+	return c
+}
+
 // each calls do for every page that [off, off+n) touches: page number, first and last byte in it, and progress.
 func each(off, n int64, do func(page, from, to, done int64)) {
 	for done := int64(0); done < n; {

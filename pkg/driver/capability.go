@@ -17,6 +17,13 @@ var writers = map[csi.VolumeCapability_AccessMode_Mode]bool{
 
 const defaultFSType = "ext4"
 
+// many says which access modes allow several target paths on one node (CSI specification, NodePublishVolume, the second
+// table: the one for plugins with SINGLE_NODE_MULTI_WRITER).
+var many = map[csi.VolumeCapability_AccessMode_Mode]bool{
+	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER: true,
+	csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:   true,
+}
+
 // capability is a csi.VolumeCapability, checked.
 type capability struct {
 	mode       stage.Mode
@@ -37,7 +44,7 @@ func parseCapability(c *csi.VolumeCapability, p parameters) (capability, error) 
 		return capability{}, invalid("allowed access modes: ReadWriteOnce, ReadWriteOncePod, ReadOnlyMany (SINGLE_NODE_*, "+
 			"MULTI_NODE_READER_ONLY); a VMDK has one writer", "access mode %s is not supported", mode)
 	}
-	out := capability{readOnly: !writes, singlePath: mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER}
+	out := capability{readOnly: !writes, singlePath: !many[mode]}
 	switch {
 	case c.GetBlock() != nil:
 		out.mode = stage.Block

@@ -14,6 +14,7 @@ import (
 type controller struct {
 	csi.UnimplementedControllerServer
 	disks      host.Disks
+	snapshots  host.Snapshots
 	claims     host.Claims
 	datastores host.Datastores
 }
@@ -28,6 +29,10 @@ var controllerCapabilities = []csi.ControllerServiceCapability_RPC_Type{
 	csi.ControllerServiceCapability_RPC_GET_CAPACITY,
 	csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 	csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+	csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+	csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+	csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 }
 
 func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
@@ -37,86 +42,6 @@ func (c *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 			Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
 	}
 	return out, nil
-}
-
-// createRequest is a csi.CreateVolumeRequest, checked.
-type createRequest struct {
-	name   string
-	params parameters
-	size   int64
-}
-
-func parseCreate(req *csi.CreateVolumeRequest) (createRequest, error) {
-	r := createRequest{name: req.GetName()}
-	if err := checkName(r.name); err != nil {
-		return r, err
-	}
-	var err error
-	if r.params, err = parseParameters(req.GetParameters()); err != nil {
-		return r, err
-	}
-	if err := refuseMutable(req.GetMutableParameters()); err != nil {
-		return r, err
-	}
-	if req.GetVolumeContentSource() != nil {
-		return r, invalid("create an empty volume", "volume_content_source is not supported")
-	}
-	caps, err := parseCapabilities(req.GetVolumeCapabilities(), r.params)
-	if err != nil {
-		return r, err
-	}
-	r.size, err = sizeOf(req.GetCapacityRange(), minSize(caps, r.params), defaultSize)
-	return r, err
-}
-
-func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
-	r, err := parseCreate(req)
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	// Who it is for: known where the provisioner runs with --extra-create-metadata.
-	ctx = host.WithOwner(ctx, host.Owner{Namespace: req.GetParameters()[kubePVCNamespace], Name: req.GetParameters()[kubePVCName]})
-	disk, err := c.create(ctx, r, req.GetAccessibilityRequirements())
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	vol := volumeOf(disk)
-	vol.VolumeContext = r.params.context()
-	return &csi.CreateVolumeResponse{Volume: vol}, nil
-}
-
-func (c *controller) create(ctx context.Context, r createRequest, wish *csi.TopologyRequirement) (host.Disk, error) {
-	stores, err := c.datastores.Datastores(ctx)
-	if err != nil {
-		return host.Disk{}, err
-	}
-	store, err := pickDatastore(stores, r.params.datastore)
-	if err != nil {
-		return host.Disk{}, err
-	}
-	spec := host.DiskSpec{Name: r.name, Datastore: store.Name, Size: r.size, Format: r.params.format, Type: r.params.diskType}
-	// A disk that is there already keeps its host, also when that host could not be chosen again now.
-	switch old, err := c.disks.Get(ctx, host.DiskID(r.name)); {
-	case err == nil:
-		if len(old.Hosts) > 0 {
-			spec.Host = old.Hosts[0]
-		}
-	case fault.KindOf(err) != fault.NotFound:
-		return host.Disk{}, err
-	default:
-		need := int64(0)
-		if spec.Format != host.Thin {
-			need = spec.Size
-		}
-		if spec.Host, err = pickHost(store, wish, need); err != nil {
-			return host.Disk{}, err
-		}
-	}
-	return c.disks.Create(ctx, spec)
-}
-
-func volumeOf(d host.Disk) *csi.Volume {
-	return &csi.Volume{VolumeId: d.ID, CapacityBytes: d.Size, AccessibleTopology: topologyOf(d.Hosts)}
 }
 
 func (c *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
@@ -181,13 +106,10 @@ func (c *controller) ControllerExpandVolume(ctx context.Context, req *csi.Contro
 		return nil, toStatus(invalid("say how large the volume is to be", "capacity_range is missing"))
 	}
 	size, err := sizeOf(req.GetCapacityRange(), host.MinCapacity, host.MinCapacity)
-	if err == nil {
-		err = checkID(id)
-	}
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	disk, err := c.disks.Get(ctx, id)
+	disk, err := c.get(ctx, id)
 	if err != nil {
 		return nil, toStatus(err)
 	}

@@ -49,6 +49,8 @@ func unconfirmed(req *csi.ValidateVolumeCapabilitiesRequest, disk host.Disk) err
 		return invalid("", "the volume's %s is %s", ParamDiskFormat, disk.Spec.Format)
 	case params.diskType != disk.Spec.Type:
 		return invalid("", "the volume's %s is %s", ParamDiskType, disk.Spec.Type)
+	case disk.Spec.Source != nil && params.cloneMode != disk.Spec.CloneMode:
+		return invalid("", "the volume's %s is %s", ParamCloneMode, disk.Spec.CloneMode)
 	case params.datastore != "" && params.datastore != disk.Spec.Datastore:
 		return invalid("", "the volume's %s is %s", ParamDatastore, disk.Spec.Datastore)
 	}

@@ -31,7 +31,7 @@ func newController(t *testing.T) (csi.ControllerServer, *hosttest.Memory) {
 	t.Helper()
 	m := hosttest.NewMemory("node-a", "node-b")
 	t.Cleanup(m.Close)
-	return NewController(m, m, m), m
+	return NewController(m), m
 }
 
 func wantCode(t *testing.T, what string, err error, want codes.Code) {

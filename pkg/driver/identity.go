@@ -33,6 +33,7 @@ func (i *Identity) GetPluginCapabilities(context.Context, *csi.GetPluginCapabili
 	}
 	add(csi.PluginCapability_Service_CONTROLLER_SERVICE)
 	add(csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS)
+	add(csi.PluginCapability_Service_SNAPSHOT_ACCESSIBILITY_CONSTRAINTS)
 	out.Capabilities = append(out.Capabilities, &csi.PluginCapability{Type: &csi.PluginCapability_VolumeExpansion_{
 		VolumeExpansion: &csi.PluginCapability_VolumeExpansion{Type: csi.PluginCapability_VolumeExpansion_ONLINE}}})
 	return out, nil

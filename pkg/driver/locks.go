@@ -11,8 +11,16 @@ import (
 
 // NewController is the CSI controller service over the ports. It lets one changing call on a volume run at a time.
 // That is politeness, not correctness: several replicas may run, and the ports are idempotent under concurrency.
-func NewController(disks host.Disks, claims host.Claims, datastores host.Datastores) csi.ControllerServer {
-	return &lockingController{controller: &controller{disks: disks, claims: claims, datastores: datastores}}
+func NewController(p Ports) csi.ControllerServer {
+	return &lockingController{controller: &controller{disks: p, snapshots: p, claims: p, datastores: p}}
+}
+
+// Ports are what the controller service stands on. An embedding, not an interface of its own: the service takes them apart.
+type Ports interface {
+	host.Disks
+	host.Snapshots
+	host.Claims
+	host.Datastores
 }
 
 type lockingController struct {
@@ -47,4 +55,12 @@ func (c *lockingController) ControllerUnpublishVolume(ctx context.Context, req *
 
 func (c *lockingController) ControllerExpandVolume(ctx context.Context, req *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
 	return locked(ctx, &c.locks, req.GetVolumeId(), "ControllerExpandVolume", req, c.controller.ControllerExpandVolume)
+}
+
+func (c *lockingController) CreateSnapshot(ctx context.Context, req *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+	return locked(ctx, &c.locks, host.SnapshotID(req.GetName()), "CreateSnapshot", req, c.controller.CreateSnapshot)
+}
+
+func (c *lockingController) DeleteSnapshot(ctx context.Context, req *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+	return locked(ctx, &c.locks, req.GetSnapshotId(), "DeleteSnapshot", req, c.controller.DeleteSnapshot)
 }

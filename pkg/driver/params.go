@@ -17,6 +17,13 @@ const (
 	ParamDiskType   = "diskType"
 	ParamTransport  = "transport"
 	ParamPartition  = "partition"
+	ParamCloneMode  = "cloneMode"
+)
+
+// The parameters of a VolumeSnapshotClass.
+const (
+	ParamFreeze         = "freeze"
+	ParamFreezeDeadline = "freezeDeadline"
 )
 
 // What the external-provisioner adds or leaves in (external-provisioner, pkg/controller: prefixedFsTypeKey and the
@@ -48,7 +55,8 @@ var allowed = map[string][]string{
 	ParamDiskType:   {string(host.MonolithicFlat), string(host.TwoGbMaxExtentSparse)},
 	ParamTransport:  {"hotadd"},
 	ParamPartition:  {string(stage.PartitionNone), string(stage.PartitionGPT)},
-	paramFSType:     {"ext4", "xfs"},
+	ParamCloneMode:  {string(host.CloneLinked), string(host.CloneFull)},
+	paramFSType:     {"ext4", "xfs", "btrfs"},
 }
 
 // parameters are a StorageClass's, checked, with the defaults filled in.
@@ -58,7 +66,8 @@ type parameters struct {
 	diskType  host.DiskType
 	transport string
 	partition stage.Partition
-	fsType    string // "" when not named
+	cloneMode host.CloneMode // of volumes that have a source
+	fsType    string         // "" when not named
 }
 
 func parseParameters(in map[string]string) (parameters, error) {
@@ -87,6 +96,7 @@ func parseParameters(in map[string]string) (parameters, error) {
 		diskType:  host.DiskType(get(ParamDiskType)),
 		transport: get(ParamTransport),
 		partition: stage.Partition(get(ParamPartition)),
+		cloneMode: host.CloneMode(get(ParamCloneMode)),
 		fsType:    in[paramFSType],
 	}
 	if _, named := in[ParamDatastore]; named && p.datastore == "" {
@@ -149,13 +159,13 @@ func refuseMutable(in map[string]string) error {
 	return nil
 }
 
-// checkName: CSI limits a string to 128 bytes and bans control characters in names (CSI specification, "Size Limits" and
-// CreateVolumeRequest.name).
-func checkName(name string) error {
+// checkName: CSI limits a string to 128 bytes and bans control characters in names (CSI specification, "Size Limits",
+// CreateVolumeRequest.name, CreateSnapshotRequest.name). what is to have the name.
+func checkName(what, name string) error {
 	const limit = 128
 	switch {
 	case name == "":
-		return invalid("give the volume a name", "name is missing")
+		return invalid("give the "+what+" a name", "name is missing")
 	case len(name) > limit:
 		return invalid("use a name of at most 128 bytes", "name %q... has %d bytes", name[:32], len(name))
 	}
@@ -174,6 +184,17 @@ func checkID(id string) error {
 		return invalid("name the volume", "volume_id is missing")
 	case !host.ValidDiskID(id):
 		return fault.New(fault.NotFound, "", "volume %q does not exist", clip(id))
+	}
+	return nil
+}
+
+// checkSnapshotID is checkID of snapshots.
+func checkSnapshotID(id string) error {
+	switch {
+	case id == "":
+		return invalid("name the snapshot", "snapshot_id is missing")
+	case !host.ValidSnapshotID(id):
+		return fault.New(fault.NotFound, "", "snapshot %q does not exist", clip(id))
 	}
 	return nil
 }

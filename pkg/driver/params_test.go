@@ -14,7 +14,8 @@ import (
 )
 
 func TestParameters(t *testing.T) {
-	defaults := parameters{format: host.Thin, diskType: host.MonolithicFlat, transport: "hotadd", partition: stage.PartitionNone}
+	defaults := parameters{format: host.Thin, diskType: host.MonolithicFlat, transport: "hotadd", partition: stage.PartitionNone,
+		cloneMode: host.CloneLinked}
 	with := func(change func(*parameters)) parameters {
 		p := defaults
 		change(&p)
@@ -28,6 +29,7 @@ func TestParameters(t *testing.T) {
 		{map[string]string{"datastore": "fast"}, with(func(p *parameters) { p.datastore = "fast" })},
 		{map[string]string{"diskFormat": "eagerzeroedthick"}, with(func(p *parameters) { p.format = host.EagerZeroedThick })},
 		{map[string]string{"diskType": "twoGbMaxExtentSparse", "diskFormat": "thin"}, with(func(p *parameters) { p.diskType = host.TwoGbMaxExtentSparse })},
+		{map[string]string{"cloneMode": "full"}, with(func(p *parameters) { p.cloneMode = host.CloneFull })},
 		{map[string]string{"partition": "gpt", "transport": "hotadd"}, with(func(p *parameters) { p.partition = stage.PartitionGPT })},
 		{map[string]string{"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "ns",
 			"csi.storage.k8s.io/pv/name": "pvc-1"}, with(func(p *parameters) { p.fsType = "xfs" })},
@@ -49,13 +51,13 @@ func TestParameterRefusals(t *testing.T) {
 		in   map[string]string
 		says []string
 	}{
-		{map[string]string{"diskformat": "thin"}, []string{`"diskformat"`, `"thin"`, "datastore, diskFormat, diskType, partition, transport"}},
+		{map[string]string{"diskformat": "thin"}, []string{`"diskformat"`, `"thin"`, "cloneMode, csi.storage.k8s.io/fstype, datastore, diskFormat, diskType, partition, transport"}},
 		{map[string]string{"diskFormat": "Thin"}, []string{`"diskFormat"`, `"Thin"`, "thin, zeroedthick, eagerzeroedthick"}},
 		{map[string]string{"diskType": "vmfs"}, []string{`"diskType"`, `"vmfs"`, "monolithicFlat, twoGbMaxExtentSparse"}},
 		{map[string]string{"transport": "nbd"}, []string{`"transport"`, `"nbd"`, "hotadd"}},
 		{map[string]string{"partition": ""}, []string{`"partition"`, `""`, "none, gpt"}},
 		{map[string]string{"datastore": ""}, []string{`"datastore"`}},
-		{map[string]string{"csi.storage.k8s.io/fstype": "btrfs"}, []string{"fstype", `"btrfs"`, "ext4, xfs"}},
+		{map[string]string{"csi.storage.k8s.io/fstype": "zfs"}, []string{"fstype", `"zfs"`, "ext4, xfs, btrfs"}},
 		{map[string]string{"csi.storage.k8s.io/secret": "x"}, []string{"csi.storage.k8s.io/secret", "unknown"}},
 		{map[string]string{"diskType": "twoGbMaxExtentSparse", "diskFormat": "zeroedthick"},
 			[]string{`"diskFormat"`, `"zeroedthick"`, `"diskType"`, `"twoGbMaxExtentSparse"`, "thin"}},
@@ -82,7 +84,7 @@ func TestParameterRefusals(t *testing.T) {
 func TestNamesAndIDs(t *testing.T) {
 	for name, ok := range map[string]bool{"": false, "pvc-1": true, strings.Repeat("x", 128): true, strings.Repeat("x", 129): false,
 		strings.Repeat("ä", 1000): false, "a\x00b": false, "a\u009fb": false, "../../etc": true, "日本": true} {
-		if err := checkName(name); (err == nil) != ok || err != nil && !errors.Is(err, fault.Invalid) {
+		if err := checkName("volume", name); (err == nil) != ok || err != nil && !errors.Is(err, fault.Invalid) {
 			t.Errorf("name %q: %v", clip(name), err)
 		}
 	}
@@ -122,6 +124,8 @@ func TestSizes(t *testing.T) {
 		{299 * mib, 0, minXFS, 0},
 		{300 * mib, 0, minXFS, 300 * mib},
 		{0, 299 * mib, minXFS, 0},
+		{108 * mib, 0, minBtrfs, 0},
+		{109 * mib, 0, minBtrfs, 109 * mib},
 	} {
 		got, err := sizeOf(&csi.CapacityRange{RequiredBytes: tc.required, LimitBytes: tc.limit}, tc.least, defaultSize)
 		switch {

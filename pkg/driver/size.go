@@ -21,9 +21,12 @@ const defaultSize int64 = 1 * gib
 
 // Sizes below which the volume could be made and not used.
 const (
-	minXFS int64 = 300 * mib // mkfs.xfs(8), "-d size": smaller file systems are not supported
-	minGPT int64 = 4 * mib   // 1 MiB in front of the partition, the backup table behind it, and room for a file system
+	minXFS   int64 = 300 * mib // mkfs.xfs(8), "-d size": smaller file systems are not supported
+	minBtrfs int64 = 109 * mib // mkfs.btrfs: "minimum size for each btrfs device is 114294784"
+	minGPT   int64 = 4 * mib   // 1 MiB in front of the partition, the backup table behind it, and room for a file system
 )
+
+var minFileSystem = map[string]int64{"xfs": minXFS, "btrfs": minBtrfs}
 
 // minSize is the smallest size that every one of the capabilities can use.
 func minSize(cs []capability, p parameters) int64 {
@@ -32,13 +35,11 @@ func minSize(cs []capability, p parameters) int64 {
 		least = minGPT
 	}
 	for _, c := range cs {
-		if c.mode == stage.Mount && c.fsType == "xfs" {
-			need := minXFS
-			if p.partition == stage.PartitionGPT {
-				need += 2 * mib
-			}
-			least = max(least, need)
+		need := minFileSystem[c.fsType]
+		if need > 0 && p.partition == stage.PartitionGPT {
+			need += 2 * mib
 		}
+		least = max(least, need)
 	}
 	return least
 }

@@ -39,7 +39,7 @@ func (s *Service) Publish(ctx context.Context, p stage.Publication) error {
 	}
 	for _, old := range rec.Targets {
 		if p.SinglePath || old.SinglePath {
-			return fault.New(fault.Precondition, "end the other workload; the claim is ReadWriteOncePod",
+			return fault.New(fault.Precondition, "end the other workload; the access mode is for one",
 				"volume %s is published at %s already", p.ID, old.Target)
 		}
 	}

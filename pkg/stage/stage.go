@@ -43,7 +43,7 @@ type Publication struct {
 	Mode        Mode
 	ReadOnly    bool
 	Options     []string // mount(8) options, for Mode Mount only
-	SinglePath  bool     // Target is to be the only one on this node (SINGLE_NODE_SINGLE_WRITER)
+	SinglePath  bool     // Target is to be the only one on this node (the CSI access modes that are for one path)
 }
 
 // Usage is how much of a volume is used.

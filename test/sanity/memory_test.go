@@ -29,8 +29,56 @@ type memoryHostd struct {
 	*hosttest.Memory
 
 	mu      sync.Mutex
-	content map[string]*block.Mem
+	content map[string]*block.Mem // by id of a disk or of a snapshot; none: zeros
 	served  map[string]*served
+}
+
+// Create gives a new disk the content of its source.
+func (m *memoryHostd) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := host.DiskID(spec.Name)
+	_, err := m.Memory.Get(ctx, id)
+	fresh := fault.KindOf(err) == fault.NotFound
+	d, err := m.Memory.Create(ctx, spec)
+	if err == nil && fresh && spec.Source != nil {
+		m.take(id, spec.Source.Snapshot+spec.Source.Disk)
+	}
+	return d, err
+}
+
+func (m *memoryHostd) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host.Snapshot, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id := host.SnapshotID(spec.Name)
+	_, err := m.Memory.GetSnapshot(ctx, id)
+	fresh := fault.KindOf(err) == fault.NotFound
+	s, err := m.Memory.CreateSnapshot(ctx, spec)
+	if err == nil && fresh {
+		m.take(id, spec.Disk)
+	}
+	return s, err
+}
+
+// take gives what is new the content that something else has now. Called with mu held.
+func (m *memoryHostd) take(id, from string) {
+	if disk := m.content[from]; disk != nil {
+		m.content[id] = disk.Clone()
+	}
+}
+
+func (m *memoryHostd) DeleteSnapshot(ctx context.Context, id string) error {
+	err := m.Memory.DeleteSnapshot(ctx, id)
+	m.forget(id, err)
+	return err
+}
+
+func (m *memoryHostd) forget(id string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil {
+		delete(m.content, id)
+	}
 }
 
 type served struct {
@@ -98,11 +146,7 @@ func (m *memoryHostd) Grown(ctx context.Context, id string) (host.Attachment, er
 
 func (m *memoryHostd) Delete(ctx context.Context, id string) error {
 	err := m.Memory.Delete(ctx, id)
-	if err == nil {
-		m.mu.Lock()
-		delete(m.content, id)
-		m.mu.Unlock()
-	}
+	m.forget(id, err)
 	return err
 }
 
@@ -128,13 +172,14 @@ func startMemory(t *testing.T, dir string) endpoints {
 		t.Fatal(err)
 	}
 	server := &driver.Server{Endpoint: filepath.Join(dir, "csi.sock"), Identity: &driver.Identity{Version: "test"},
-		Controller: driver.NewController(hostd, hostd, oneDatastore{hostd.Memory, local[0].Name}), Node: &driver.Node{ID: "node-a", Volumes: service}}
+		Controller: driver.NewController(oneDatastore{hostd, local[0].Name}), Node: &driver.Node{ID: "node-a", Volumes: service}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	var served error
 	running.Go(func() { served = server.Serve(ctx) })
 	running.Go(func() { holder.Run(ctx) })
-	return endpoints{node: server.Endpoint, stop: func() error {
+	left := func() ([]string, error) { return leftIn(hostd) }
+	return endpoints{node: server.Endpoint, left: left, stop: func() error {
 		cancel()
 		running.Wait()
 		holder.Close()
@@ -143,14 +188,34 @@ func startMemory(t *testing.T, dir string) endpoints {
 	}}
 }
 
+// leftIn are the disks, retired ones too, the snapshots and the contents that are still there.
+func leftIn(m *memoryHostd) ([]string, error) {
+	ctx := context.Background()
+	disks, _, err := m.Memory.List(ctx, 0, "")
+	snapshots, _, serr := m.Memory.ListSnapshots(ctx, "", 0, "")
+	var left []string
+	for _, d := range disks {
+		left = append(left, "disk "+d.ID)
+	}
+	for _, s := range snapshots {
+		left = append(left, "snapshot "+s.ID)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.content {
+		left = append(left, "content of "+id)
+	}
+	return left, errors.Join(err, serr)
+}
+
 // oneDatastore hides the others: the suite names none.
 type oneDatastore struct {
-	*hosttest.Memory
+	*memoryHostd
 	name string
 }
 
 func (o oneDatastore) Datastores(ctx context.Context) ([]host.Datastore, error) {
-	all, err := o.Memory.Datastores(ctx)
+	all, err := o.memoryHostd.Datastores(ctx)
 	for _, d := range all {
 		if d.Name == o.name {
 			return []host.Datastore{d}, err

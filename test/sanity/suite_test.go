@@ -1,6 +1,7 @@
 package sanity
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"github.com/onsi/ginkgo/v2/types"
 	"github.com/onsi/gomega"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
@@ -36,6 +39,8 @@ func runBackend(t *testing.T, name string) {
 		config.IDGen = ids{}
 		config.IdempotentCount = 3
 		config.TestNodeVolumeAttachLimit = true
+		config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(sized))
+		config.ControllerDialOptions = append(config.ControllerDialOptions, grpc.WithChainUnaryInterceptor(sized))
 		ginkgo.Describe(access, func() { contexts = append(contexts, sanity.GinkgoTest(&config)) })
 	}
 	out, err := os.Create(os.Getenv(envReport))
@@ -51,6 +56,9 @@ func runBackend(t *testing.T, name string) {
 	suite, reporter := ginkgo.GinkgoConfiguration()
 	reporter.NoColor = true
 	suite.RandomSeed = seed(t)
+	if noSnapshots[name] {
+		suite.SkipStrings = []string{"[Ss]napshot", "source volume"}
+	}
 	gomega.RegisterFailHandler(ginkgo.Fail)
 	ginkgo.RunSpecs(t, "csi-sanity "+name, suite, reporter)
 	for _, sc := range contexts {
@@ -67,6 +75,16 @@ func runBackend(t *testing.T, name string) {
 			t.Errorf("files left on the datastore: %v, %v", files, err)
 		}
 	}
+}
+
+// sized makes an answer look as if it had been sent itself. csi-sanity 5.6 compares a snapshot's topology with one that it sent
+// by reflect.DeepEqual, which also sees the size that protobuf caches in a message when it is marshaled.
+func sized(ctx context.Context, method string, req, resp any, c *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, resp, c, o...)
+	if m, ok := resp.(proto.Message); ok && err == nil {
+		_, err = proto.Marshal(m)
+	}
+	return err
 }
 
 func specOutcome(r ginkgo.SpecReport) outcome {

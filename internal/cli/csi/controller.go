@@ -12,7 +12,6 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/driver"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
-	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/kube"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/wire"
 )
@@ -45,16 +44,9 @@ func NewControllerCommand() *cobra.Command {
 	return cmd
 }
 
-// ports are what the controller service stands on.
-type ports interface {
-	host.Disks
-	host.Claims
-	host.Datastores
-}
-
 // Run serves until ctx ends.
 func (o *ControllerOptions) Run(ctx context.Context) error {
-	var p ports
+	var p driver.Ports
 	ready := func(ctx context.Context) error {
 		_, err := p.Datastores(ctx)
 		return err
@@ -80,7 +72,7 @@ func (o *ControllerOptions) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server.Controller = driver.NewController(p, p, p)
+	server.Controller = driver.NewController(p)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(ctx) })
 	if o.Health != "" {

@@ -129,7 +129,7 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 	}
 	server.Node = &driver.Node{ID: o.Node, Volumes: service}
 	if o.Controller {
-		server.Controller = driver.NewController(hostd, hostd, hostd)
+		server.Controller = driver.NewController(hostd)
 	}
 
 	// What the servers stand on ends after them.
