@@ -150,8 +150,11 @@ func changeBtrfsFSID(sb []byte, id [16]byte) error {
 	return nil
 }
 
-// growBtrfs grows a mounted btrfs. The kernel refuses any new size below 256 MiB, also the one that it has
-// (fs/btrfs/ioctl.c, btrfs_ioctl_resize), so one that has its device's size is left alone.
+// btrfsLeast is the smallest size that the kernel lets a btrfs have by growing, also the one that it has already
+// (fs/btrfs/ioctl.c, btrfs_ioctl_resize).
+const btrfsLeast = 256 << 20
+
+// growBtrfs grows a mounted btrfs that is smaller than its device.
 func growBtrfs(ctx context.Context, device, mountpoint string) error {
 	f, err := os.Open(device)
 	if err != nil {
@@ -163,7 +166,11 @@ func growBtrfs(ctx context.Context, device, mountpoint string) error {
 	if err == nil {
 		err = unix.Statfs(mountpoint, &st)
 	}
-	if err == nil && size-int64(st.Blocks)*st.Bsize >= 1<<20 {
+	switch {
+	case err != nil || size-int64(st.Blocks)*st.Bsize < 1<<20:
+	case size < btrfsLeast:
+		return fault.New(fault.Precondition, "expand the volume to 256 MiB or more", "the kernel grows no btrfs to less than 256 MiB")
+	default:
 		_, err = run(ctx, "btrfs", "filesystem", "resize", "max", mountpoint)
 	}
 	return fault.Wrap(err, "grow the file system at %s", mountpoint)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/stage"
 )
 
@@ -182,8 +183,19 @@ func TestGrowMounted(t *testing.T) {
 	}
 }
 
-// A btrfs below the size at which the kernel grows one at all is staged all the same.
+// A btrfs below the size to which the kernel grows any is staged all the same, also in a disk that is larger.
 func TestSmallBtrfs(t *testing.T) {
 	needRoot(t)
-	stagedOn(t, loopDevice(t, t.TempDir(), 128<<20), stage.Volume{FSType: "btrfs"}, "small")
+	v := stage.Volume{FSType: "btrfs"}
+	dev := loopDevice(t, t.TempDir(), 128<<20)
+	at := stagedOn(t, dev, v, "small")
+	v.Copy = true
+	larger := copyOf(t, dev, 64<<20)
+	before := size(t, stagedOn(t, larger, v, "larger"))
+	if now := size(t, at); now != before {
+		t.Errorf("%d bytes, its source %d", before, now)
+	}
+	if err := (Tools{}).Grow(t.Context(), larger, at, "btrfs"); !errors.Is(err, fault.Precondition) {
+		t.Errorf("grow: %v", err)
+	}
 }

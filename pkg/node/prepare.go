@@ -56,7 +56,12 @@ func (s *Service) ensureMounted(ctx context.Context, rec *record, dev Device, ep
 	s.step("mounted ungrown")
 	// The disk may be larger than its source was, and nobody asks for the expansion of a new volume. What has its device's
 	// size already stays as it is.
-	return s.FileSystems.Grow(ctx, device, v.StagingPath, v.FSType)
+	err = s.FileSystems.Grow(ctx, device, v.StagingPath, v.FSType)
+	if errors.Is(err, fault.Precondition) { // it works, smaller than its disk
+		s.Recorder.Event(ctx, v.ID, true, "GrowFailed", err.Error())
+		return nil
+	}
+	return err
 }
 
 // ContentDevice is the device the file system is on: the disk's or its partition's.
