@@ -3,6 +3,7 @@
 //
 //	Memory      a disk in memory, for tests and scratch
 //	ReadOnly    refuses every change
+//	Overlay     keeps every change in a scratch file: a read-only disk for who must write, as a journal's replay does
 //	Gate        lets nothing through while it is closed, and knows when everything is out: the pause of a snapshot
 //	Stats       counts requests, bytes and time
 //	Poison      makes a failed Flush final
@@ -12,7 +13,7 @@
 // # Goroutines and locks
 //
 // No goroutines. Gate blocks callers while it is closed; the mutexes of Gate, Poison and Memory are never held across
-// a call into another Device.
+// a call into another Device; that of Overlay is, because a block that is half written takes its other half from below.
 //
 // Floor 0: it imports nothing of this module but pkg/fault and knows no file system, format or transport.
 package block
