@@ -42,7 +42,7 @@ type Overlaid struct {
 	size    int64
 	data    int64 // offset of block 0 in the scratch file
 
-	mu  sync.RWMutex
+	mu   sync.RWMutex
 	maps map[int64]*[mapPage]byte // pages of the map that were looked at, by number; guarded by pages
 	// pages guards maps, which readers fill too; it is held while a page is read, never across a call into lower.
 	pages sync.Mutex
