@@ -35,6 +35,10 @@ type OpenRequest struct {
 	// Takeover: the disk was served by a process that died, on this run of the machine. What it wrote is as it left it;
 	// Pending has what it acknowledged beyond that.
 	Takeover bool
+	// Rebind is what descriptors must say before the chain is opened: a merge was committed by a worker that died.
+	Rebind []chain.Identity
+	// NoLocks takes no byte locks.
+	NoLocks bool
 }
 
 // Opener opens a disk.
@@ -42,6 +46,11 @@ type Opener func(ctx context.Context, r OpenRequest) (Disk, error)
 
 // OpenChain is the Opener of a real worker. Data goes past the page cache and the extents are locked, as qemu does it.
 func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
+	if len(r.Rebind) > 0 {
+		if err := chain.Rebind(r.Dir, r.Rebind); err != nil {
+			return nil, err
+		}
+	}
 	links := append([]chain.Ref(nil), r.Links...)
 	if r.Takeover && len(links) > 0 {
 		// The predecessor may have died while it grew the head: the descriptor says how far it came, and who asked for
@@ -49,7 +58,7 @@ func OpenChain(_ context.Context, r OpenRequest) (Disk, error) {
 		links[len(links)-1].Size, links[len(links)-1].ExtentNames = 0, nil
 	}
 	return chain.Open(r.Dir, links, chain.Options{ReadOnly: r.ReadOnly, Direct: true, Pending: r.Pending,
-		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: true})
+		Takeover: r.Takeover && !r.ReadOnly, Format: r.Format, Locks: !r.NoLocks})
 }
 
 // guard keeps a failed sync in the table before anybody hears of it, keeps a poisoned disk from being closed as a clean

@@ -37,6 +37,7 @@ type State struct {
 	Poisoned  bool
 	Trouble   *fault.Fault // why a request failed; reported when its kind changes, and once a minute
 	TroubleAt time.Time
+	Requests  uint64 // of the disk's user to the current worker, as it told last while it merged links
 	Walls     Walls
 	LastErr   error // why the last worker died, or could not serve; nil if none did
 }
@@ -54,8 +55,11 @@ type Handle struct {
 	mu      sync.Mutex
 	state   State
 	ready   bool // firstReady is closed
+	serving bool // serves is closed
 	ending  bool // quit is closed
 	current *child
+	serves  chan struct{}    // closed while a worker serves
+	rebind  []chain.Identity // what the next worker makes descriptors say first
 	calls   map[uint64]chan frame
 	lastID  uint64
 	stopped *outcome // how the disk was closed; nil until a worker said so
@@ -110,7 +114,8 @@ func (h *Handle) SetLinks(links []chain.Ref) {
 func (h *Handle) config() config {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly, Format: h.spec.Format}
+	return config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly, Format: h.spec.Format,
+		Rebind: h.rebind, NoLocks: h.spec.NoLocks, Scratch: h.files.Scratch != nil}
 }
 
 // Flush makes what was acknowledged durable.
@@ -202,21 +207,11 @@ func (h *Handle) final() error {
 // when the next one serves.
 func (h *Handle) call(ctx context.Context, op string, body, into any) error {
 	ch := make(chan frame, 1)
-	h.mu.Lock()
-	c := h.current
-	if c == nil {
-		h.mu.Unlock()
-		return h.unavailable()
+	c, id, err := h.register(ch)
+	if err != nil {
+		return err
 	}
-	h.lastID++
-	id := h.lastID
-	h.calls[id] = ch
-	h.mu.Unlock()
-	defer func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.calls, id)
-	}()
+	defer h.unregister(c, id, ch)
 	// A send that fails means a worker that ends. What it has sent before may not be read yet, and may be how it ended: run
 	// closes ch when it is.
 	_ = c.ctl.send(op, id, body, nil)
@@ -321,6 +316,9 @@ func (h *Handle) once() (served time.Duration, err error) {
 	}
 	h.mu.Lock()
 	h.current = nil
+	if h.serving {
+		h.serving, h.serves = false, make(chan struct{})
+	}
 	for id, ch := range h.calls {
 		close(ch)
 		delete(h.calls, id)
@@ -369,12 +367,9 @@ func (h *Handle) listen(c *child) (failure *fault.Fault, since time.Time) {
 			if fr.Op == opStopped { // before the worker can be seen dead: it ended because it was asked to
 				h.close(fr)
 			}
-			h.mu.Lock()
-			if ch, ok := h.calls[fr.ID]; ok {
-				ch <- fr
-				delete(h.calls, fr.ID)
-			}
-			h.mu.Unlock()
+			h.deliver(c, fr)
+		case evCommit, evPace, evProgress:
+			h.deliver(c, fr)
 		}
 	}
 }
@@ -387,6 +382,11 @@ func (h *Handle) becomeReady(fr frame) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.state.Phase, h.state.Size, h.state.Poisoned, h.state.Walls = Serving, r.Size, r.Poisoned, r.Walls
+	h.rebind = nil // done, or there was none
+	if !h.serving {
+		h.serving = true
+		close(h.serves)
+	}
 	if !h.ready {
 		h.ready = true
 		close(h.firstReady)
@@ -406,7 +406,7 @@ func (h *Handle) set(f func(*State)) {
 }
 
 func (h *Handle) closeFiles() {
-	for _, f := range []*os.File{h.files.Dir, h.files.Device, h.files.Table} {
+	for _, f := range []*os.File{h.files.Dir, h.files.Device, h.files.Table, h.files.Scratch} {
 		if f != nil {
 			f.Close()
 		}

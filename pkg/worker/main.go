@@ -36,12 +36,18 @@ type Files struct {
 	Dir     *os.File // the disk's directory
 	Device  *os.File // what Params.NewServer serves
 	Table   *os.File // of pkg/worker/table
+	Scratch *os.File // the redo log of a read-only attachment, nil if there is none
 }
 
-// Inherited are the files at the numbers where a Supervisor puts them.
+// Inherited are the files at the numbers where a Supervisor puts them. Whether there is a scratch file is in the first
+// frame: its number may be another file's else.
 func Inherited() Files {
-	return Files{os.NewFile(3, "control"), os.NewFile(4, "dir"), os.NewFile(5, "device"), os.NewFile(6, "table")}
+	return Files{Control: os.NewFile(3, "control"), Dir: os.NewFile(4, "dir"), Device: os.NewFile(5, "device"),
+		Table: os.NewFile(6, "table")}
 }
+
+// scratchFD is where a Supervisor puts the scratch file.
+const scratchFD = 7
 
 // procs is GOMAXPROCS of a worker. Its threads sit in system calls most of the time, and a thread that comes back must not
 // wait for the scheduler to notice (tens of microseconds a request).
@@ -84,6 +90,9 @@ type process struct {
 	server export.Server
 	walls  Walls
 	stop   context.CancelCauseFunc
+	ended  <-chan struct{} // closed when nothing of the supervisor is read any more
+
+	changes changes
 }
 
 // errStop is the cause with which a stop request ends Serve.
@@ -94,6 +103,9 @@ func (w *process) run(ctx context.Context) error {
 	defer w.p.Files.Table.Close()
 	if err := w.configure(); err != nil {
 		return err
+	}
+	if w.p.Files.Scratch != nil {
+		defer w.p.Files.Scratch.Close()
 	}
 	claim, err := table.Claim(w.p.Files.Table)
 	if err != nil {
@@ -131,7 +143,13 @@ func (w *process) configure() error {
 	if fr.Op != opConfig {
 		return fault.New(fault.Internal, "", "the supervisor began with %q", fr.Op)
 	}
-	return json.Unmarshal(fr.Body, &w.cfg)
+	if err := json.Unmarshal(fr.Body, &w.cfg); err != nil {
+		return err
+	}
+	if w.cfg.Scratch && w.p.Files.Scratch == nil {
+		w.p.Files.Scratch = os.NewFile(scratchFD, "scratch")
+	}
+	return nil
 }
 
 func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
@@ -143,11 +161,14 @@ func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
 		}
 	}
 	req := OpenRequest{ID: w.cfg.ID, Dir: dir, Links: w.cfg.Links, ReadOnly: w.cfg.ReadOnly,
-		Format: w.cfg.Format, Takeover: started.Takeover}
+		Format: w.cfg.Format, Takeover: started.Takeover, Rebind: w.cfg.Rebind, NoLocks: w.cfg.NoLocks}
 	if !req.ReadOnly {
 		req.Pending = w.table
 	}
 	d, err := w.p.Open(ctx, req)
+	if err == nil && w.cfg.Scratch {
+		d, err = overlay(d, w.p.Files.Scratch)
+	}
 	switch {
 	case err != nil && !started.Poisoned:
 		return fault.Wrap(err, "open disk %s", w.cfg.ID)
@@ -192,7 +213,7 @@ func (w *process) serve(ctx context.Context, started ready) error {
 	defer w.stop(nil)
 	w.server = w.p.NewServer(w.p.Files.Device, w.p.Log)
 	params := export.Params{
-		Name: w.cfg.ID, Disk: w.disk, ReadOnly: w.cfg.ReadOnly, State: w.table.State(), SaveState: w.table.SaveState,
+		Name: w.cfg.ID, Disk: w.disk, ReadOnly: w.cfg.ReadOnly && !w.cfg.Scratch, State: w.table.State(), SaveState: w.table.SaveState,
 		Takeover: started.Takeover,
 		Ready: func() {
 			// What the supervisor hears and what a successor finds must not be behind what the kernel sees.
@@ -237,6 +258,7 @@ func (w *process) commands(ctx context.Context) (stopID uint64, err error) {
 	defer wg.Wait()
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(errStop)
+	w.ended = running.Done()
 	unwatch := context.AfterFunc(ctx, func() { _ = w.ctl.c.SetReadDeadline(time.Now()) })
 	defer unwatch()
 	for {
@@ -252,8 +274,16 @@ func (w *process) commands(ctx context.Context) (stopID uint64, err error) {
 		case fr.Op == opStop:
 			return fr.ID, nil
 		}
+		if w.route(fr) {
+			continue
+		}
+		do := func() (any, error) { return w.command(running, fr) }
+		if fr.Op == opSnapshot || fr.Op == opMerge {
+			c := w.begin(running, fr.ID)
+			do = func() (any, error) { return c.run(fr) }
+		}
 		wg.Go(func() {
-			body, err := w.command(running, fr)
+			body, err := do()
 			if err != nil && errors.Is(context.Cause(running), errStop) {
 				err = fault.New(fault.Unavailable, "try again when it is attached again", "disk %s is being stopped: %w", w.cfg.ID, err)
 			}
@@ -279,13 +309,27 @@ func (w *process) command(ctx context.Context, fr frame) (any, error) {
 		return nil, w.disk.Flush()
 	case opStats:
 		s := Stats{Size: w.disk.Size(), Generation: w.table.Generation(), Pending: w.table.Len()}
-		if c, ok := w.server.(interface{ Requests() (all, resent uint64) }); ok {
+		if c, ok := w.server.(counting); ok {
 			s.Requests, s.Resent = c.Requests()
 		}
 		return s, nil
+	case opMergeCost:
+		return w.mergeCost(fr)
 	}
 	return nil, fault.New(fault.Unsupported, "hostd and its workers are of different versions: restart hostd",
 		"a worker does not know %q", fr.Op)
+}
+
+// counting is a server that counts its requests.
+type counting interface{ Requests() (all, resent uint64) }
+
+// requests is how many the disk's user made so far of this worker.
+func (w *process) requests() uint64 {
+	if c, ok := w.server.(counting); ok {
+		all, _ := c.Requests()
+		return all
+	}
+	return 0
 }
 
 // noDisk stands for a poisoned disk that cannot even be opened.

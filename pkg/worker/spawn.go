@@ -56,6 +56,9 @@ func (s *spawner) start(o Options, id string, f Files) (*child, error) {
 	cmd.Env = o.Env
 	cmd.Stdout, cmd.Stderr = o.Stderr, o.Stderr
 	cmd.ExtraFiles = []*os.File{theirs, f.Dir, f.Device, f.Table}
+	if f.Scratch != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, f.Scratch)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, PidFD: &pidfd}
 	started := make(chan error)
 	s.work <- func() { started <- cmd.Start() }

@@ -21,12 +21,16 @@ type Options struct {
 	Stderr  *os.File      // where workers log; nil: this process's
 	Log     *slog.Logger  // nil: silent
 	Backoff time.Duration // longest pause between restarts; 0: 5 s
+	// Paused, if set, is told how long a snapshot kept the requests of a disk out.
+	Paused func(time.Duration)
 }
 
 // Device is what a disk is served on; the Supervisor duplicates what it is given.
 type Device struct {
 	Fuse  *os.File // the session's descriptor
 	Table *os.File // the memfd of pkg/worker/table
+	// Scratch is the redo log of a read-only attachment: the device is writable, the disk is not. nil: the device is not.
+	Scratch *os.File
 }
 
 // Spec is a disk to serve.
@@ -38,6 +42,8 @@ type Spec struct {
 	ReadOnly bool
 	// Format says how a flat disk holds its space: a thick one keeps it when the guest discards.
 	Format vmdk.Format
+	// NoLocks takes no byte locks.
+	NoLocks bool
 }
 
 // Supervisor runs the workers of one hostd.
@@ -129,11 +135,14 @@ func (s *Supervisor) Adopt(ctx context.Context, spec Spec, old *os.File, kill bo
 
 func (s *Supervisor) newHandle(spec Spec) (*Handle, error) {
 	h := &Handle{s: s, spec: spec, firstReady: make(chan struct{}), done: make(chan struct{}), quit: make(chan struct{}),
-		calls: map[uint64]chan frame{}}
+		serves: make(chan struct{}), calls: map[uint64]chan frame{}}
 	for _, p := range []struct {
 		to   **os.File
 		from *os.File
-	}{{&h.files.Dir, spec.Dir}, {&h.files.Device, spec.Device.Fuse}, {&h.files.Table, spec.Device.Table}} {
+	}{{&h.files.Dir, spec.Dir}, {&h.files.Device, spec.Device.Fuse}, {&h.files.Table, spec.Device.Table}, {&h.files.Scratch, spec.Device.Scratch}} {
+		if p.from == nil && p.to == &h.files.Scratch {
+			continue
+		}
 		f, err := sys.Dup(p.from)
 		if err != nil {
 			h.closeFiles()

@@ -16,7 +16,7 @@ import (
 )
 
 // The control protocol: one JSON frame per SOCK_SEQPACKET message. The supervisor sends config once, then requests with
-// an ID; the worker sends events without one, and one answer to each request.
+// an ID; the worker sends events, and one answer to each request.
 type frame struct {
 	Op   string          `json:"op"`
 	ID   uint64          `json:"id,omitempty"`
@@ -31,6 +31,18 @@ const (
 	opFlush  = "flush"
 	opStats  = "stats"
 	opStop   = "stop"
+
+	// A change of the links: its request is answered when it is done; meanwhile the worker sends events with the request's
+	// ID, of which commit and pace are questions that the supervisor answers.
+	opSnapshot  = "snapshot"
+	opMerge     = "merge"
+	opMergeCost = "mergeCost"
+	opCancel    = "cancel"    // ends the change of that ID
+	opCommitted = "committed" // answers commit
+	opPaced     = "paced"     // answers pace
+	evCommit    = "commit"    // make the change permanent; requests wait until the answer is here
+	evPace      = "pace"      // may so many bytes be copied?
+	evProgress  = "progress"
 
 	evReady    = "ready"    // the disk is open; about to serve
 	evFailed   = "failed"   // the worker ends, for this reason
@@ -47,6 +59,11 @@ type config struct {
 	Links    []chain.Ref `json:"links"`
 	ReadOnly bool        `json:"readOnly,omitempty"`
 	Format   vmdk.Format `json:"format"`
+	// Rebind is what descriptors must say that a merge, committed by a worker that died, may not have changed.
+	Rebind  []chain.Identity `json:"rebind,omitempty"`
+	NoLocks bool             `json:"noLocks,omitempty"`
+	// Scratch says that the disk's redo log is at descriptor scratchFD.
+	Scratch bool `json:"scratch,omitempty"`
 }
 
 // ready is what a worker tells when it is about to serve.
