@@ -191,6 +191,8 @@ func (v *Volumes) Release(ctx context.Context, id string, epoch int64, unclean b
 type Held struct {
 	Epoch    int64 // under which this host holds the disk, 0 if it does not
 	Rebooted bool  // it held it before this machine's last start: no process of it is left
+	Last     bool  // it owns the disk, or is the one that owned it last
+	Retired  bool  // nobody attaches the disk any more
 }
 
 // Held says whether this host holds the disk. Kinds: NotFound, Damaged.
@@ -201,10 +203,14 @@ func (v *Volumes) Held(id string) (Held, error) {
 	}
 	defer vol.Close()
 	m, err := current(vol)
-	if err != nil || m.Released || m.Owner.Host != v.me.Host {
-		return Held{}, err
+	if err != nil || m.Owner.Host != v.me.Host {
+		return Held{Retired: m.Retired}, err
 	}
-	return Held{Epoch: m.Epoch, Rebooted: m.Owner.BootID != v.me.BootID}, nil
+	held := Held{Last: true, Retired: m.Retired}
+	if !m.Released {
+		held.Epoch, held.Rebooted = m.Epoch, m.Owner.BootID != v.me.BootID
+	}
+	return held, nil
 }
 
 // Links are the links that the manifest names, base first. Kinds: NotFound, Damaged.

@@ -59,6 +59,18 @@ func fits(size int64, mode host.CloneMode, o origin) error {
 	return tooDeep("a linked clone of disk "+o.disk, o.links+1)
 }
 
+type takenKey struct{}
+
+// WhenTaken returns a context with which CreateFrom calls f once it needs nothing of the source any more: who
+// locks the source may let it go.
+func WhenTaken(ctx context.Context, f func()) context.Context { return context.WithValue(ctx, takenKey{}, f) }
+
+func taken(ctx context.Context) {
+	if f, ok := ctx.Value(takenKey{}).(func()); ok {
+		f()
+	}
+}
+
 // fullPrefix begins the names of the source's links in the directory of a full clone.
 const fullPrefix = "disk-source"
 
@@ -77,6 +89,7 @@ func (v *Volumes) restore(ctx context.Context, vol *datastore.Volume, rec datast
 		how.Prefix = fullPrefix
 	}
 	links, err := v.take(ctx, vol, rec, how, source)
+	taken(ctx)
 	if err != nil {
 		return datastore.Manifest{}, fault.Wrap(err, "create disk %s", rec.ID)
 	}

@@ -186,6 +186,9 @@ func (v *Volumes) Get(_ context.Context, id string) (host.Disk, error) {
 	return v.describe(vol, rec, m), nil
 }
 
+// IDs are the ids of everything that has a directory here, complete or not.
+func (v *Volumes) IDs() ([]string, error) { return v.store.IDs() }
+
 // List describes up to max disks (0: all) in order of id, behind the id after. more says that there are others. Retired
 // disks are no volumes, and left out. A disk that cannot be read is listed as Failed with the reason: an administrator must see it.
 func (v *Volumes) List(ctx context.Context, max int, after string) (disks []host.Disk, more bool, err error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -61,6 +62,7 @@ that is attached. The node service, vmdkctl and a succeeding vmdk-hostd talk to 
 func serveCommand(lo *logOptions) *cobra.Command {
 	var o Options
 	var stores []string
+	var rate string
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve the datastores of this node",
@@ -74,6 +76,9 @@ func serveCommand(lo *logOptions) *cobra.Command {
 			if o.Datastores, err = parseDatastores(stores); err != nil {
 				return err
 			}
+			if o.ConsolidateRate, err = cli.ParseSize(rate); err != nil {
+				return err
+			}
 			o.WorkerCommand = []string{"/proc/self/exe", "disk", "--log-format=" + lo.format, "--log-level=" + lo.level}
 			return Run(c.Context(), o)
 		},
@@ -83,7 +88,8 @@ func serveCommand(lo *logOptions) *cobra.Command {
 	f.StringVar(&o.Socket, "socket", DefaultSocket, "unix socket to serve")
 	f.StringVar(&o.RunDir, "run-dir", "/run/vmdk-csi", "directory for what ends with the machine's run: the slots of attached disks")
 	f.StringVar(&o.StateDir, "state-dir", "", "directory for what survives it: claims and the identities of datastores (default: --run-dir)")
-	f.StringArrayVar(&stores, "datastore", nil, "NAME=PATH[,scope=node|shared]: a directory that exists; node, the default, belongs to this node alone; may be repeated")
+	f.StringArrayVar(&stores, "datastore", nil, "NAME=PATH[,scope=node|shared][,locks=off]: a directory that exists; node, the default, belongs to this node alone; locks=off takes no byte locks on its files; may be repeated")
+	f.StringVar(&rate, "consolidate-rate", "200MiB", "how much a merge of links copies per second at most")
 	f.StringVar(&o.TakeOverFrom, "take-over-from", "", "socket of a hostd to take all disks from (default: one that answers at --socket)")
 	f.StringVar(&o.Health, "health-addr", "", "address for /healthz, /readyz and /metrics; empty: none")
 	f.IntSliceVar(&o.UIDs, "allow-uid", nil, "uids that may use the socket besides root and the own one")
@@ -96,13 +102,21 @@ func parseDatastores(args []string) ([]local.DatastoreConfig, error) {
 		name, rest, ok := strings.Cut(a, "=")
 		path, opts, more := strings.Cut(rest, ",")
 		d := local.DatastoreConfig{Name: name, Path: path, Scope: host.ScopeNode}
-		if more {
-			scope, isScope := strings.CutPrefix(opts, "scope=")
-			ok = ok && isScope
-			d.Scope = host.Scope(scope)
+		for more && ok {
+			var opt string
+			opt, opts, more = strings.Cut(opts, ",")
+			key, value, _ := strings.Cut(opt, "=")
+			switch {
+			case key == "scope":
+				d.Scope = host.Scope(value)
+			case key == "locks" && (value == "on" || value == "off"):
+				d.NoLocks = value == "off"
+			default:
+				ok = false
+			}
 		}
 		if !ok || path == "" {
-			return nil, fault.New(fault.Invalid, "Write NAME=PATH or NAME=PATH,scope=shared.", "--datastore=%s", a)
+			return nil, fault.New(fault.Invalid, "Write NAME=PATH, with ,scope=shared or ,locks=off behind it if you need them.", "--datastore=%s", a)
 		}
 		list = append(list, d)
 	}

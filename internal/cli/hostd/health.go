@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
-	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
 )
 
 const probeTime = 5 * time.Second
@@ -26,9 +26,9 @@ const probeTime = 5 * time.Second
 //	          missing does not matter: the others are served, and an upgrade must not wait for it. /readyz?verbose
 //	          names those that are not ready.
 //	/metrics  Prometheus
-func serveHealth(ctx context.Context, addr string, h host.Host, ready *atomic.Bool) error {
+func serveHealth(ctx context.Context, addr string, h *local.Host, m *metrics, ready *atomic.Bool) error {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), metrics{h})
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.pause, scraped{h})
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -75,52 +75,4 @@ func serveHealth(ctx context.Context, addr string, h host.Host, ready *atomic.Bo
 		return nil
 	}
 	return fault.Wrap(err, "health endpoint")
-}
-
-var (
-	descAttached = prometheus.NewDesc("vmdk_hostd_attached_disks", "Disks that are attached on this node.", nil, nil)
-	descRestarts = prometheus.NewDesc("vmdk_hostd_worker_restarts", "Restarts of a disk's worker since its attach.", []string{"disk"}, nil)
-	descReady    = prometheus.NewDesc("vmdk_hostd_datastore_ready", "1 if the datastore can be used.", []string{"datastore"}, nil)
-	descTotal    = prometheus.NewDesc("vmdk_hostd_datastore_size_bytes", "Size of the datastore.", []string{"datastore"}, nil)
-	descFree     = prometheus.NewDesc("vmdk_hostd_datastore_free_bytes", "Free space of the datastore.", []string{"datastore"}, nil)
-)
-
-// metrics asks the host at each scrape.
-type metrics struct{ h host.Host }
-
-// Describe implements prometheus.Collector.
-func (m metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descAttached, descRestarts, descReady, descTotal, descFree} {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (m metrics) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
-	defer cancel()
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	if atts, err := m.h.Attachments(ctx); err == nil {
-		gauge(descAttached, float64(len(atts)))
-		for _, a := range atts {
-			gauge(descRestarts, float64(a.Restarts), a.ID)
-		}
-	}
-	list, err := m.h.Datastores(ctx)
-	if err != nil {
-		return
-	}
-	for _, d := range list {
-		for _, on := range d.Hosts {
-			ready := 0.0
-			if on.Ready {
-				ready = 1
-				gauge(descTotal, float64(on.Total), d.Name)
-				gauge(descFree, float64(on.Free), d.Name)
-			}
-			gauge(descReady, ready, d.Name)
-		}
-	}
 }

@@ -35,6 +35,7 @@ type Options struct {
 	Health           string
 	UIDs             []int
 	WorkerCommand    []string
+	ConsolidateRate  int64 // bytes per second; 0: host/local's default
 	Log              *slog.Logger
 }
 
@@ -44,7 +45,8 @@ const takeOverTime = 5 * time.Minute
 
 // Run serves until ctx ends.
 func Run(ctx context.Context, o Options) error {
-	h, sup, err := build(&o)
+	m := newMetrics()
+	h, sup, err := build(&o, m)
 	if err != nil {
 		return err
 	}
@@ -57,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 	var ready atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
 	if o.Health != "" {
-		g.Go(func() error { return serveHealth(ctx, o.Health, h, &ready) })
+		g.Go(func() error { return serveHealth(ctx, o.Health, h, m, &ready) })
 	}
 	g.Go(func() error { watchDatastores(ctx, h); return nil })
 	g.Go(func() error {
@@ -69,6 +71,7 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 		ready.Store(true)
+		g.Go(func() error { h.Consolidate(ctx); return nil })
 		o.Log.Info("serving", "node", o.Node, "socket", o.Socket)
 		return wire.Serve(ctx, l, h, wire.Options{UIDs: o.UIDs, Log: o.Log})
 	})
@@ -76,7 +79,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // build makes the host and the supervisor of its workers.
-func build(o *Options) (*local.Host, *worker.Supervisor, error) {
+func build(o *Options, m *metrics) (*local.Host, *worker.Supervisor, error) {
 	if o.Node == "" {
 		return nil, nil, fault.New(fault.Invalid, "Set --node-name.", "the node has no name")
 	}
@@ -96,12 +99,12 @@ func build(o *Options) (*local.Host, *worker.Supervisor, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	sup := worker.NewSupervisor(worker.Options{Command: o.WorkerCommand, Log: o.Log})
+	sup := worker.NewSupervisor(worker.Options{Command: o.WorkerCommand, Log: o.Log, Paused: m.paused})
 	h, err := local.New(local.Config{
 		Host:     lease.Identity{Host: o.Node, BootID: string(bytes.TrimSpace(boot))},
 		StateDir: o.StateDir, Datastores: o.Datastores,
 		Transports: transport.New(transport.HotAdd(bus)),
-		Workers:    workers{sup}, Log: o.Log,
+		Workers:    workers{sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, sup.Close())

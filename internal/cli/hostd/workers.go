@@ -19,7 +19,8 @@ var _ local.Workers = workers{}
 func (w workers) Start(ctx context.Context, spec local.WorkerSpec, old *os.File) (local.Worker, error) {
 	h, err := w.s.Adopt(ctx, worker.Spec{
 		ID: spec.ID, Dir: spec.Dir, Links: spec.Links, ReadOnly: spec.ReadOnly, Format: vmdk.Format(spec.Format),
-		Device: worker.Device{Fuse: spec.Device.Fuse, Table: spec.Device.Table},
+		Device:  worker.Device{Fuse: spec.Device.Fuse, Table: spec.Device.Table, Scratch: spec.Device.Scratch},
+		NoLocks: spec.NoLocks,
 	}, old, true)
 	if err != nil {
 		return nil, err
@@ -39,7 +40,7 @@ func (s served) Grow(ctx context.Context, size int64) error {
 func (s served) State() local.WorkerState {
 	st := s.Handle.State()
 	out := local.WorkerState{
-		PID: st.PID, Restarts: st.Restarts, Size: st.Size, Ended: st.Phase == worker.Ended, Poisoned: st.Poisoned,
+		PID: st.PID, Restarts: st.Restarts, Size: st.Size, Requests: st.Requests, Ended: st.Phase == worker.Ended, Poisoned: st.Poisoned,
 	}
 	if st.Trouble != nil {
 		out.Trouble = &host.Trouble{At: st.TroubleAt, Fault: st.Trouble}

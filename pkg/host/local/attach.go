@@ -76,7 +76,7 @@ func (a *attached) held() (host.Held, error) {
 //
 // A failure undoes them in the opposite order.
 func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Device) (host.Attachment, error) {
-	end, err := h.begin(req.ID, "attach")
+	end, err := h.begin(ctx, req.ID, "attach")
 	if err != nil {
 		return host.Attachment{}, err
 	}
@@ -100,7 +100,7 @@ func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Devi
 	if _, err := h.c.Transports.Order(req.Transport); err != nil {
 		return host.Attachment{}, err
 	}
-	s, v, err := h.find(req.ID)
+	s, v, err := h.find(ctx, req.ID)
 	if err != nil {
 		return host.Attachment{}, err
 	}
@@ -124,6 +124,12 @@ func (h *Host) attach(ctx context.Context, s *store, v *volume.Volumes, req host
 		return host.Attachment{}, noted(s, errors.Join(err, h.freeSlot(ctx, chosen.Name, req.ID)))
 	}
 	defer o.Dir.Close()
+	if o.ReadOnly {
+		if dev.Scratch, err = newScratch(h.c.StateDir); err != nil {
+			return host.Attachment{}, errors.Join(err, h.freeSlot(ctx, chosen.Name, req.ID))
+		}
+		defer dev.Scratch.Close()
+	}
 	a := &attached{store: s, att: host.Attachment{
 		ID: o.ID, Host: h.c.Host.Host, Slot: host.Slot(chosen.Slot), UUID: o.UUID, Size: o.Size, ReadOnly: o.ReadOnly,
 		Transport: chosen.Name, Epoch: o.Epoch, Since: time.Now().UTC().Truncate(time.Second),
@@ -137,6 +143,7 @@ func (h *Host) attach(ctx context.Context, s *store, v *volume.Volumes, req host
 		}
 		return host.Attachment{}, noted(s, errors.Join(err, h.freeSlot(undo, chosen.Name, req.ID)))
 	}
+	s.background.due(o.ID)
 	h.log.Info("disk attached", "disk", o.ID, "slot", chosen.Slot, "epoch", o.Epoch, "readOnly", o.ReadOnly, "before", o.Before)
 	return a.view(), nil
 }
@@ -158,7 +165,7 @@ func (h *Host) serve(ctx context.Context, a *attached, o *volume.Opened, dev hos
 	// Known before it is served: whatever happens next, Detach and Handover find it.
 	h.put(a)
 	w, err := h.c.Workers.Start(ctx, WorkerSpec{
-		ID: o.ID, Dir: o.Dir, Links: volume.Refs(o.Links), Device: a.dev, ReadOnly: o.ReadOnly, Format: o.Format,
+		ID: o.ID, Dir: o.Dir, Links: o.Refs, Device: a.dev, ReadOnly: o.ReadOnly, Format: o.Format, NoLocks: o.NoLocks,
 	}, old)
 	if err != nil {
 		h.drop(a)
@@ -182,7 +189,7 @@ func (h *Host) Attachments(context.Context) ([]host.Attachment, error) {
 
 // Grown implements host.Attacher.
 func (h *Host) Grown(ctx context.Context, id string) (host.Attachment, error) {
-	end, err := h.begin(id, "grow")
+	end, err := h.begin(ctx, id, "grow")
 	if err != nil {
 		return host.Attachment{}, err
 	}
@@ -203,17 +210,14 @@ func (h *Host) Grown(ctx context.Context, id string) (host.Attachment, error) {
 // expand grows a disk, through its worker if it has one here.
 func (h *Host) expand(ctx context.Context, v *volume.Volumes, id string, size int64) (host.Disk, error) {
 	a := h.get(id)
-	if a == nil {
-		if held, err := v.Held(id); err == nil && held.Epoch != 0 && !held.Rebooted {
-			return host.Disk{}, fault.New(fault.Unavailable, "Try again.", "disk %s was attached on this host, whose hostd was restarted", id)
-		}
-		return v.Expand(ctx, id, size, nil)
-	}
-	if a.att.ReadOnly {
+	if a != nil && a.att.ReadOnly {
 		return host.Disk{}, fault.New(fault.Precondition, "Detach it first.", "disk %s is attached read-only", id)
 	}
-	if a.worker == nil {
-		return host.Disk{}, fault.New(fault.Precondition, "Try again when it is detached.", "disk %s is being detached", id)
+	if _, err := h.server(v, id); err != nil {
+		return host.Disk{}, err
+	}
+	if a == nil {
+		return v.Expand(ctx, id, size, nil)
 	}
 	d, err := v.Expand(ctx, id, size, growing{a.worker, v, id})
 	if err != nil {

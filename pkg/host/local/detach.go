@@ -19,7 +19,7 @@ const goneTime = 2 * time.Second
 //  3. commit the release                                 hostd dies: a repetition finds it released
 //  4. free the slot, drop the descriptors
 func (h *Host) Detach(ctx context.Context, id string) error {
-	end, err := h.begin(id, "detach")
+	end, err := h.begin(ctx, id, "detach")
 	if err != nil {
 		return err
 	}
@@ -38,6 +38,8 @@ func (h *Host) Detach(ctx context.Context, id string) error {
 	}
 	lost := a.lost
 	h.drop(a)
+	end()
+	a.store.background.due(id) // a merge that the detach stopped goes on
 	h.log.Info("disk detached", "disk", id, "epoch", a.att.Epoch, "lost", lost)
 	return lost
 }
@@ -90,7 +92,7 @@ func (h *Host) release(ctx context.Context, a *attached) error {
 // detachForgotten releases a disk that a process of this host attached of which nothing is left: hostd and the holder of
 // its descriptors have died, so the device is dead. The check finds what the last flush left.
 func (h *Host) detachForgotten(ctx context.Context, id string) error {
-	s, v, err := h.find(id)
+	s, v, err := h.find(ctx, id)
 	if errors.Is(err, fault.NotFound) {
 		return nil
 	}

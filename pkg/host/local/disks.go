@@ -8,6 +8,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/hotadd"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
 // Create implements host.Disks.
@@ -24,7 +25,7 @@ func (h *Host) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error
 		return host.Disk{}, err
 	}
 	id := host.DiskID(spec.Name)
-	end, err := h.begin(id, "create")
+	end, err := h.begin(ctx, id, "create")
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -36,34 +37,23 @@ func (h *Host) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error
 	if err != nil {
 		return host.Disk{}, err
 	}
-	d, err := v.Create(ctx, spec)
+	var d host.Disk
+	if spec.Source != nil {
+		d, err = h.createFrom(ctx, s, v, spec)
+	} else {
+		d, err = v.Create(ctx, spec)
+	}
 	if err != nil {
 		return host.Disk{}, noted(s, err)
 	}
+	h.places.put(id, s)
 	return h.complete(s, d)
-}
-
-// elsewhere refuses a disk that another datastore of this host has: one name, one volume (I4).
-func (h *Host) elsewhere(id string, s *store) error {
-	for _, o := range h.stores {
-		if o == s {
-			continue
-		}
-		v, err := o.open()
-		if err != nil {
-			continue // a datastore that is away must not stop work on the others
-		}
-		if ok, err := v.Has(id); err == nil && ok {
-			return fault.New(fault.Exists, "Use another name, or delete the disk first.",
-				"disk %s exists with datastore %s, asked for is %s", id, o.cfg.Name, s.cfg.Name)
-		}
-	}
-	return nil
 }
 
 // complete adds claims and attachments.
 func (h *Host) complete(s *store, d host.Disk) (host.Disk, error) {
 	s.dress(&d)
+	s.background.tell(&d)
 	var err error
 	if d.Claims, err = h.claims.of(d.ID); err != nil {
 		return host.Disk{}, err
@@ -79,7 +69,7 @@ func (h *Host) Delete(ctx context.Context, id string) error {
 	if !host.ValidDiskID(id) {
 		return nil // no disk has such an id
 	}
-	end, err := h.begin(id, "delete")
+	end, err := h.begin(ctx, id, "delete")
 	if err != nil {
 		return err
 	}
@@ -97,42 +87,41 @@ func (h *Host) Delete(ctx context.Context, id string) error {
 	return h.remove(ctx, id)
 }
 
-// remove deletes the disk wherever it is. Remainders of earlier deletions are swept on the way. Only when it is nowhere
-// does a datastore that is not ready matter: the disk may be there.
+// remove deletes the disk where it is. When it is nowhere, remainders of earlier deletions are swept, and then a datastore
+// that is not ready matters: the disk may be there.
 func (h *Host) remove(ctx context.Context, id string) error {
-	var missing error
-	found := false
-	for _, s := range h.stores {
-		v, err := s.open()
-		if err != nil {
-			missing = err
-			continue
-		}
-		held, err := v.Held(id)
+	a, missing, err := h.search(ctx, id, func(v *volume.Volumes) (bool, error) { return v.Has(id) })
+	if err != nil {
+		return err
+	}
+	if a.has {
+		held, err := a.v.Held(id)
 		if err != nil && !errors.Is(err, fault.NotFound) {
 			return err
 		}
 		if held.Epoch != 0 && !held.Rebooted {
 			return fault.New(fault.InUse, "Detach it first.", "disk %s was attached on host %q and not detached", id, h.c.Host.Host)
 		}
-		has, err := v.Has(id)
-		if err == nil {
-			err = v.Delete(ctx, id)
+		if err := a.v.Delete(ctx, id); err != nil {
+			return noted(a.s, err)
 		}
-		if err != nil {
-			return noted(s, err)
-		}
-		found = found || has
+		h.places.drop(id)
+		a.s.background.due(id) // its snapshots may need fewer links than it did
+		return nil
 	}
-	if missing != nil && !found {
-		return fault.New(fault.Unavailable, "", "whether disk %s is deleted is unknown: %w", id, missing)
+	if missing == nil {
+		h.askAll(h.stores, 0, func(v *volume.Volumes) (bool, error) { return false, v.Delete(ctx, id) }, func(a answer) bool {
+			err = errors.Join(err, a.err)
+			return false
+		})
+		return err
 	}
-	return nil
+	return fault.New(fault.Unavailable, "", "whether disk %s is deleted is unknown: %w", id, missing)
 }
 
 // Get implements host.Disks.
 func (h *Host) Get(ctx context.Context, id string) (host.Disk, error) {
-	s, v, err := h.find(id)
+	s, v, err := h.find(ctx, id)
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -166,6 +155,7 @@ func (h *Host) List(ctx context.Context, max int, token string) ([]host.Disk, st
 		more = more || rest
 		for _, d := range some {
 			s.dress(&d)
+			s.background.tell(&d)
 			d.Claims = all[d.ID]
 			if a := h.get(d.ID); a != nil {
 				d.Attachments = []host.Attachment{a.view()}
@@ -189,12 +179,12 @@ func (h *Host) Expand(ctx context.Context, id string, size int64) (host.Disk, er
 	if err := host.CheckSize(size); err != nil {
 		return host.Disk{}, err
 	}
-	end, err := h.begin(id, "expand")
+	end, err := h.begin(ctx, id, "expand")
 	if err != nil {
 		return host.Disk{}, err
 	}
 	defer end()
-	s, v, err := h.find(id)
+	s, v, err := h.find(ctx, id)
 	if err != nil {
 		return host.Disk{}, err
 	}
@@ -207,13 +197,15 @@ func (h *Host) Expand(ctx context.Context, id string, size int64) (host.Disk, er
 
 // Claim implements host.Claims.
 func (h *Host) Claim(ctx context.Context, id string, c host.Claim) error {
-	end, err := h.begin(id, "claim")
+	end, err := h.begin(ctx, id, "claim")
 	if err != nil {
 		return err
 	}
 	defer end()
-	if _, err := h.Get(ctx, id); err != nil {
+	if d, err := h.Get(ctx, id); err != nil {
 		return err
+	} else if d.Phase == host.Retired {
+		return fault.New(fault.NotFound, "", "disk %s does not exist: it was deleted, and its links stay for its snapshots", id)
 	}
 	if c.Node != h.c.Host.Host {
 		return fault.New(fault.NotFound, "This host attaches disks for itself only.", "node %q is not this one, %q", c.Node, h.c.Host.Host)
@@ -233,7 +225,7 @@ func (h *Host) Unclaim(ctx context.Context, id, node string) error {
 	if !host.ValidDiskID(id) || node != "" && node != h.c.Host.Host {
 		return nil
 	}
-	end, err := h.begin(id, "unclaim")
+	end, err := h.begin(ctx, id, "unclaim")
 	if err != nil {
 		return err
 	}
@@ -250,7 +242,7 @@ func (h *Host) letGo(ctx context.Context, id string) error {
 	if h.get(id) != nil {
 		return fault.New(fault.InUse, "Try again when the node has let it go.", "disk %s is attached on node %q", id, h.c.Host.Host)
 	}
-	s, v, err := h.find(id)
+	s, v, err := h.find(ctx, id)
 	if errors.Is(err, fault.NotFound) {
 		return nil
 	}

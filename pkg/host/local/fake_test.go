@@ -74,6 +74,18 @@ type fakeWorker struct {
 
 func (f *fakeWorker) Grow(ctx context.Context, size int64) error { return f.chain.Grow(ctx, size) }
 
+func (f *fakeWorker) Snapshot(ctx context.Context, child string, extentSize int64, commit func(parent, child *vmdk.Info) error) error {
+	return f.chain.Snapshot(ctx, chain.SnapshotParams{Child: child, ExtentSize: extentSize, Commit: commit})
+}
+
+func (f *fakeWorker) Merge(ctx context.Context, p chain.MergeParams) error {
+	return f.chain.Merge(ctx, p)
+}
+
+func (f *fakeWorker) MergeCost(_ context.Context, lower int) (down, up int64, err error) {
+	return f.chain.MergeCost(lower)
+}
+
 func (f *fakeWorker) Stop(context.Context) error {
 	f.w.mu.Lock()
 	err := f.w.stopErr

@@ -29,6 +29,10 @@ type Config struct {
 	Workers    Workers       // nil: nothing can be attached here
 	Engine     volume.Engine // nil: volume.VMDK
 	Log        *slog.Logger  // nil: silent
+	// ConsolidateRate is how many bytes per second a merge of links copies at most; 0: 200 MiB. ConsolidateEvery is how often
+	// the datastores are looked over for links that nobody needs; 0: every two minutes.
+	ConsolidateRate  int64
+	ConsolidateEvery time.Duration
 	// DeviceGone waits up to the given time for the kernel to let go of a device that a worker serves; nil: that of FUSE.
 	DeviceGone func(dev *os.File, wait time.Duration) (bool, error)
 }
@@ -38,17 +42,20 @@ type DatastoreConfig struct {
 	Name  string
 	Path  string
 	Scope host.Scope
+	// NoLocks takes no byte locks on its files: for file systems without, or with locks that hang.
+	NoLocks bool
 }
 
 // Host is a datastore host in this process.
 type Host struct {
-	host.NoSnapshots
-
 	c      Config
 	log    *slog.Logger
 	stores []*store // in order of name
 	claims claims
 	busy   kmutex.Set
+	places places
+	count  counters
+	tasks  sync.WaitGroup // questions to datastores that nobody waits for any more
 
 	mu       sync.Mutex
 	attached map[string]*attached
@@ -86,7 +93,8 @@ func New(c Config) (*Host, error) {
 				"datastore %s or its directory %s is given twice", d.Name, d.Path)
 		}
 		seen[d.Name], seen[d.Path] = true, true
-		h.stores = append(h.stores, &store{cfg: d, me: c.Host, engine: c.Engine, ids: ids, log: c.Log})
+		h.stores = append(h.stores, &store{cfg: d, me: c.Host, engine: c.Engine, ids: ids, log: c.Log,
+			background: newBackground(c.ConsolidateEvery)})
 	}
 	slices.SortFunc(h.stores, func(a, b *store) int { return compare(a.cfg.Name, b.cfg.Name) })
 	return h, nil
@@ -105,6 +113,7 @@ func compare(a, b string) int {
 // Close closes the datastores and the descriptors of attached disks, whose workers belong to Workers. Nothing is
 // detached.
 func (h *Host) Close() {
+	h.tasks.Wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, a := range h.attached {
@@ -126,28 +135,6 @@ func (h *Host) store(name string) (*store, error) {
 	return nil, fault.New(fault.NotFound, "Name one of the host's datastores.", "host %q has no datastore %q", h.c.Host.Host, name)
 }
 
-// find finds the datastore that holds the disk. Kinds: NotFound, Unavailable (not found, but a datastore is not ready).
-func (h *Host) find(id string) (*store, *volume.Volumes, error) {
-	if !host.ValidDiskID(id) {
-		return nil, nil, fault.New(fault.NotFound, "", "%q is not the id of a disk", id)
-	}
-	var missing error
-	for _, s := range h.stores {
-		v, err := s.open()
-		if err != nil {
-			missing = err
-			continue
-		}
-		if ok, err := v.Has(id); ok || err != nil {
-			return s, v, err
-		}
-	}
-	if missing != nil {
-		return nil, nil, fault.New(fault.Unavailable, "", "disk %s is on no datastore that is ready: %w", id, missing)
-	}
-	return nil, nil, fault.New(fault.NotFound, "", "disk %s does not exist", id)
-}
-
 // working refuses work after a handover.
 func (h *Host) working() error {
 	h.mu.Lock()
@@ -158,11 +145,15 @@ func (h *Host) working() error {
 	return nil
 }
 
-// begin takes the lock of operations on one disk.
-func (h *Host) begin(id, op string) (func(), error) {
+// begin takes the lock of operations on one disk. A merge of its links gives way.
+func (h *Host) begin(ctx context.Context, id, op string) (func(), error) {
 	end, err := h.busy.TryLock(id, op)
-	if err != nil {
-		return nil, err
+	for err != nil {
+		gave, gerr := h.giveWay(ctx, id)
+		if gerr != nil || !gave {
+			return nil, errors.Join(gerr, err)
+		}
+		end, err = h.busy.TryLock(id, op)
 	}
 	// After the lock, so that a handover sees either the lock or no operation.
 	if err := h.working(); err != nil {

@@ -51,7 +51,7 @@ func (h *Host) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) 
 // caller's. Kinds: Precondition (this host does not hold that epoch any more), NotFound, Unavailable.
 func (h *Host) Adopt(ctx context.Context, held host.Held) error {
 	id := held.Attachment.ID
-	end, err := h.begin(id, "adopt")
+	end, err := h.begin(ctx, id, "adopt")
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (h *Host) adopt(ctx context.Context, held host.Held) error {
 	if h.c.Workers == nil || h.c.Transports == nil {
 		return fault.New(fault.Unsupported, "", "host %q attaches no disks", h.c.Host.Host)
 	}
-	s, v, err := h.find(att.ID)
+	s, v, err := h.find(ctx, att.ID)
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,9 @@ func (h *Host) Handover(ctx context.Context, take func(host.Held) error) (err er
 			h.mu.Unlock()
 		}
 	}()
+	for _, s := range h.stores {
+		s.background.stop() // none begins any more
+	}
 	for {
 		// Operations that began before may still attach a disk: ask again until there is none.
 		list := h.all()
@@ -175,6 +178,11 @@ func (h *Host) wait(ctx context.Context, id string) (func(), error) {
 		end, err := h.busy.TryLock(id, "hand over")
 		if err == nil {
 			return end, nil
+		}
+		if gave, gerr := h.giveWay(ctx, id); gerr != nil {
+			return nil, gerr
+		} else if gave {
+			continue
 		}
 		if err := sleep(ctx, 5*time.Millisecond); err != nil {
 			return nil, err

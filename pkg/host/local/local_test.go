@@ -21,6 +21,12 @@ func TestConforms(t *testing.T) {
 	})
 }
 
+func TestSnapshotsConform(t *testing.T) {
+	hosttest.RunSnapshots(t, func(t *testing.T) hosttest.Subject {
+		return hosttest.Subject{Host: newRig(t).open(t), Node: "node-a", Datastore: "a", OtherDatastore: "b", Session: hosttest.NoKernel}
+	})
+}
+
 func create(t *testing.T, h *local.Host, name, datastore string) host.Disk {
 	t.Helper()
 	d, err := h.Create(t.Context(), host.DiskSpec{Name: name, Datastore: datastore, Size: 4 * mib})

@@ -28,6 +28,8 @@ type store struct {
 	last    string                 // the last reason why it is not ready, to log it once
 
 	box box
+
+	background *background
 }
 
 func (d DatastoreConfig) check() error {
@@ -78,7 +80,7 @@ func (s *store) openLocked() error {
 	if err != nil {
 		return err
 	}
-	ds, err := datastore.OpenPath(s.cfg.Path, datastore.Options{UUID: want})
+	ds, err := datastore.OpenPath(s.cfg.Path, datastore.Options{UUID: want, NoLocks: s.cfg.NoLocks})
 	if err != nil {
 		return err
 	}

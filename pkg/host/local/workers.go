@@ -6,6 +6,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
 // Workers runs one process per attached disk (pkg/worker's Supervisor).
@@ -23,12 +24,14 @@ type WorkerSpec struct {
 	Device   host.Device
 	ReadOnly bool
 	Format   host.DiskFormat
+	NoLocks  bool // no byte locks are taken
 }
 
-// Worker is one served disk; a process of it that dies is replaced. It has one method more than five for State.
+// Worker is one served disk; a process of it that dies is replaced. What changes the disk is pkg/volume's to ask for, the
+// five others are the process's life.
 type Worker interface {
-	// Grow makes the disk at least size bytes large and makes the kernel ask for its size again.
-	Grow(ctx context.Context, size int64) error
+	// Server changes the disk while it is served. Grow makes the kernel ask for its size again.
+	volume.Server
 	// Stop closes the disk cleanly and ends the process. Unavailable, Timeout: it is served on.
 	Stop(ctx context.Context) error
 	// Kill ends the process, with certainty, and leaves the disk as it is.
@@ -44,8 +47,9 @@ type Worker interface {
 type WorkerState struct {
 	PID      int
 	Restarts int
-	Size     int64 // bytes
-	Ended    bool  // no process will serve the disk any more
+	Size     int64  // bytes
+	Requests uint64 // of the disk's user, as far as the process told while it merged links
+	Ended    bool   // no process will serve the disk any more
 	Poisoned bool
 	Trouble  *host.Trouble
 }

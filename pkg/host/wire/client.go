@@ -139,7 +139,7 @@ func (cl *Client) call(ctx context.Context, method string, args any, files []*os
 	if err := ctx.Err(); err != nil {
 		return nil, fault.Wrap(err, "%s", method)
 	}
-	req := request{Method: method, Files: len(files)}
+	req := request{Method: method, Files: len(files), Datastore: host.DatastoreFrom(ctx)}
 	var err error
 	if req.Args, err = json.Marshal(args); err != nil {
 		return nil, fault.New(fault.Invalid, "", "arguments of %s: %w", method, err)

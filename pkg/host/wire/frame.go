@@ -37,9 +37,11 @@ type hello struct {
 type request struct {
 	Method string `json:"method"`
 	// Left is the time until the deadline in nanoseconds, 0 for none.
-	Left  int64           `json:"left,omitempty"`
-	Args  json.RawMessage `json:"args,omitempty"`
-	Files int             `json:"files,omitempty"`
+	Left int64 `json:"left,omitempty"`
+	// Datastore is where the disk or snapshot lies, if the caller knows (host.WithDatastore).
+	Datastore string          `json:"datastore,omitempty"`
+	Args      json.RawMessage `json:"args,omitempty"`
+	Files     int             `json:"files,omitempty"`
 }
 
 type response struct {

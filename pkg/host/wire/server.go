@@ -177,6 +177,7 @@ func (s *server) handle(ctx context.Context, c *net.UnixConn, req request, files
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(req.Left))
 		defer cancel()
 	}
+	ctx = host.WithDatastore(ctx, req.Datastore)
 	if req.Method == mHandover {
 		return s.handover(ctx, c)
 	}
