@@ -63,7 +63,9 @@ type takenKey struct{}
 
 // WhenTaken returns a context with which CreateFrom calls f once it needs nothing of the source any more: who
 // locks the source may let it go.
-func WhenTaken(ctx context.Context, f func()) context.Context { return context.WithValue(ctx, takenKey{}, f) }
+func WhenTaken(ctx context.Context, f func()) context.Context {
+	return context.WithValue(ctx, takenKey{}, f)
+}
 
 func taken(ctx context.Context) {
 	if f, ok := ctx.Value(takenKey{}).(func()); ok {

@@ -24,6 +24,17 @@
 // A worker dies with its supervisor: PR_SET_PDEATHSIG, set by a thread that lives as long as the Supervisor, because the
 // signal comes when the creating thread ends, not the process (prctl(2)).
 //
+// # Changes of the links
+//
+// A snapshot or merge is made by the worker, which has the chain open, and made permanent by its supervisor, which owns the
+// manifest: when everything is prepared the worker closes the gate and asks, the supervisor commits, notes what a successor is
+// to open, and answers; then the gate opens. Nothing is pending in the table at that moment, so its entries fit the links on
+// both sides. A worker that dies before it asked has changed nothing that counts; behind the commit its successor opens the
+// new links, after it has made the descriptors say what a merge had still to write.
+//
+// A read-only disk may have a redo log (block.Overlay) in a file that is kept like the table: what its user wrote survives
+// the worker, and nothing reaches the datastore.
+//
 // # Goroutines and locks
 //
 // A Supervisor owns one locked thread that forks; each Handle owns one goroutine that runs its processes one after the
