@@ -20,6 +20,7 @@ import (
 	_ "k8s.io/kubernetes/test/e2e/framework/node/init"
 	"k8s.io/kubernetes/test/e2e/framework/testfiles"
 	_ "k8s.io/kubernetes/test/e2e/storage/external" // the tests
+	manifests "k8s.io/kubernetes/test/e2e/testing-manifests"
 	_ "k8s.io/kubernetes/test/utils/ktesting/format"
 )
 
@@ -29,6 +30,7 @@ func TestMain(m *testing.M) {
 	framework.RegisterClusterFlags(flag.CommandLine)
 	flag.Parse()
 	framework.AfterReadingAllFlags(&framework.TestContext)
+	testfiles.AddFileSource(manifests.GetE2ETestingManifestsFS())
 	// The class files of a driver's definition are named relative to -repo-root.
 	testfiles.AddFileSource(testfiles.RootFileSource{Root: framework.TestContext.RepoRoot})
 	os.Exit(m.Run())
