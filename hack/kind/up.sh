@@ -13,6 +13,8 @@ set -euo pipefail
 . "$KIND_DIR/node-image.sh"
 # shellcheck source=hack/kind/loops.sh
 . "$KIND_DIR/loops.sh"
+# shellcheck source=hack/kind/snapshots.sh
+. "$KIND_DIR/snapshots.sh"
 
 missing_sys_resource() { # CAP_SYS_RESOURCE is number 24
   local bounding
@@ -134,6 +136,7 @@ main() {
     set --
   fi
   if [ $# -gt 0 ]; then "$KIND_DIR/load.sh" "$@"; fi
+  timed "snapshot definitions and controller" snapshots_install
   kubectl get nodes >&2
   step "up in $((SECONDS - start)) s; next: . hack/kind/env.sh"
   echo "KUBECONFIG=$KUBECONFIG_FILE"
