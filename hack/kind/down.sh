@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Removes the kind cluster, and the private engine if it was the last one in it.
 #
-#   hack/kind/down.sh [--wipe]         --wipe: also the files of its nodes and of the shared directory, and with the last cluster the engine's images
+#   hack/kind/down.sh [--wipe]         --wipe: also the files of its nodes and of the shared directory, and with the last cluster those of the engine
 set -euo pipefail
 # shellcheck source=hack/kind/settings.sh
 . "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -59,7 +59,11 @@ main() {
 wipe_state() {
   local dir
   rm -rf "$STATE_DIR/logs"
-  if [ -z "$1" ]; then rm -rf --one-file-system "$ENGINE_DIR" "$MACHINE_FILE"; fi
+  if [ -z "$1" ]; then
+    rm -rf --one-file-system "$ENGINE_DIR" "$MACHINE_FILE"
+    # The images stay with the caches, unless nodes that could not be removed are there too.
+    if [ -n "$(ls -A "$ENGINE_STORE/docker/containers" 2>/dev/null)" ]; then rm -rf --one-file-system "$ENGINE_STORE"; fi
+  fi
   for dir in "$SHARED_DIR" "$STATE_DIR"/"$CLUSTER"-*; do
     if [ -d "$dir" ]; then rm -rf --one-file-system "$dir"; fi
   done

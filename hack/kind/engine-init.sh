@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The first process inside the engine's namespaces (engine.sh starts it): makes the mounts private, then runs containerd and
-# dockerd. Nothing done here reaches the machine, save what is written below $STATE_DIR.
+# dockerd. Nothing done here reaches the machine, save what is written below $STATE_DIR and $ENGINE_STORE.
 set -euo pipefail
 
 hostname "$ENGINE_NAME"
@@ -50,16 +50,18 @@ mount_dev() {
 mount_overlays() {
   local d layer
   # Kept under a second path: /var/lib is about to be covered.
-  mkdir -p "$RUN/state" "$RUN/shared"
+  mkdir -p "$RUN/state" "$RUN/shared" "$RUN/store"
   mount --bind "$STATE_DIR" "$RUN/state"
+  mount --bind "$ENGINE_STORE" "$RUN/store"
   mount --bind "$SHARED_DIR" "$RUN/shared"
   for d in /var/lib /usr/lib /etc; do
     layer=$RUN/overlay$d
     mkdir -p "$layer"/{upper,work}
     mount -t overlay -o "lowerdir=$d,upperdir=$layer/upper,workdir=$layer/work" overlay "$d"
   done
-  mkdir -p "$STATE_DIR" "$SHARED_DIR"
+  mkdir -p "$STATE_DIR" "$SHARED_DIR" "$ENGINE_STORE"
   mount --bind "$RUN/state" "$STATE_DIR"
+  mount --bind "$RUN/store" "$ENGINE_STORE"
   mount --bind "$RUN/shared" "$SHARED_DIR"
   : >/etc/resolv.conf # there is no name server to ask: nothing may be pulled
 }
@@ -84,10 +86,10 @@ set_network() {
 }
 
 start_containerd() {
-  mkdir -p "$ENGINE_DIR/containerd" /run/containerd
+  mkdir -p "$ENGINE_STORE/containerd" /run/containerd
   cat >"$RUN/containerd.toml" <<TOML
 version = 2
-root = "$ENGINE_DIR/containerd"
+root = "$ENGINE_STORE/containerd"
 state = "/run/containerd"
 oom_score = 0
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
@@ -102,7 +104,7 @@ TOML
 # Addresses: pools that home and office networks seldom use; the defaults (172.17 and on) may be this machine's own.
 start_dockerd() {
   dockerd --host "unix://$ENGINE_SOCKET" --containerd /run/containerd/containerd.sock \
-    --data-root "$ENGINE_DIR/docker" --exec-root /run/docker --pidfile /run/docker.pid \
+    --data-root "$ENGINE_STORE/docker" --exec-root /run/docker --pidfile /run/docker.pid \
     --storage-driver overlay2 --exec-opt native.cgroupdriver=cgroupfs --oom-score-adjust=0 \
     --userland-proxy-path "$(command -v docker-proxy)" --init-path "$(command -v docker-init)" \
     --add-runtime wrapped="$RUNTIME_WRAPPER" --default-runtime wrapped \

@@ -40,7 +40,7 @@ engine_start() {
   engine_stop # also what an earlier, half-failed start left
   need_packages iptables iproute2 util-linux libdevmapper1.02.1 libsystemd0 libseccomp2 jq
   engine_unpack
-  mkdir -p "$ENGINE_DIR/logs" "$SHARED_DIR"
+  mkdir -p "$ENGINE_DIR/logs" "$SHARED_DIR" "$ENGINE_STORE"
   engine_make_cgroups
   engine_spawn
   # The network device goes with the namespace, so this end vanishes with the engine.
@@ -69,7 +69,7 @@ engine_make_cgroups() {
 engine_spawn() {
   local outer init
   ENGINE_CGROUPS=$(engine_cgroups) ENGINE_UNPACKED=$(engine_packages_path) RUNTIME_WRAPPER=$KIND_DIR/runc-wrapper.sh
-  export ENGINE_CGROUPS ENGINE_UNPACKED RUNTIME_WRAPPER ENGINE_DIR ENGINE_NAME ENGINE_HOST_IP ENGINE_IP ENGINE_SOCKET STATE_DIR SHARED_DIR
+  export ENGINE_CGROUPS ENGINE_UNPACKED RUNTIME_WRAPPER ENGINE_DIR ENGINE_STORE ENGINE_NAME ENGINE_HOST_IP ENGINE_IP ENGINE_SOCKET STATE_DIR SHARED_DIR
   # shellcheck disable=SC2016 # expanded by the inner shell
   setsid bash -c '
     for g in $ENGINE_CGROUPS; do echo $$ >"$g/cgroup.procs"; done

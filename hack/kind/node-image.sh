@@ -24,6 +24,8 @@ node_image_load() {
   need_packages jq gcc libc6-dev
   cache_fill "$(node_image_path)" node_image_fill "$name"
   timed "docker load" docker load -qi "$(node_image_path)/node.tar"
+  # Those of earlier versions; one that a cluster uses stays.
+  docker images --format '{{.Repository}}:{{.Tag}}' vmdk-csi/node | grep -vxF "$name" | xargs -r docker image rm >/dev/null 2>&1 || true
 }
 
 # node_image_fill DIRECTORY NAME
