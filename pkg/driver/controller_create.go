@@ -41,6 +41,7 @@ func parseCreate(req *csi.CreateVolumeRequest) (createRequest, error) {
 		return r, err
 	}
 	r.source, err = parseSource(req.GetVolumeContentSource())
+	r.params.copy = r.source != nil
 	return r, err
 }
 

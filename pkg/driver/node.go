@@ -95,7 +95,7 @@ func (n *Node) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequ
 	}
 	if err == nil {
 		err = n.Volumes.Stage(ctx, stage.Volume{ID: req.GetVolumeId(), StagingPath: req.GetStagingTargetPath(), Mode: can.mode,
-			FSType: can.fsType, Options: can.options, Partition: params.partition, ReadOnly: can.readOnly, Transport: params.transport})
+			FSType: can.fsType, Options: can.options, Partition: params.partition, ReadOnly: can.readOnly, Transport: params.transport, Copy: params.copy})
 	}
 	if err != nil {
 		return nil, toStatus(err)

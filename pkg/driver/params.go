@@ -42,6 +42,7 @@ const (
 	contextPartition = ParamPartition
 	contextTransport = ParamTransport
 	contextFSType    = "fsType"
+	contextCopy      = "copy" // of another volume's content: "true"
 	contextReadOnly  = "readOnly"
 	contextUUID      = "uuid"
 )
@@ -68,6 +69,7 @@ type parameters struct {
 	partition stage.Partition
 	cloneMode host.CloneMode // of volumes that have a source
 	fsType    string         // "" when not named
+	copy      bool           // of a volume: it was made from a source
 }
 
 func parseParameters(in map[string]string) (parameters, error) {
@@ -123,12 +125,15 @@ func (p parameters) context() map[string]string {
 	if p.fsType != "" {
 		c[contextFSType] = p.fsType
 	}
+	if p.copy {
+		c[contextCopy] = "true"
+	}
 	return c
 }
 
 // fromContext reads a volume context that context wrote. Keys of others (the provisioner adds one) are theirs.
 func fromContext(in map[string]string) (parameters, error) {
-	p := parameters{partition: stage.PartitionNone}
+	p := parameters{partition: stage.PartitionNone, copy: in[contextCopy] == "true"}
 	for key, param := range map[string]string{contextPartition: ParamPartition, contextTransport: ParamTransport,
 		contextFSType: paramFSType} {
 		value, ok := in[key]

@@ -186,3 +186,25 @@ func blockCap(mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
 	return &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
 		AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}}
 }
+
+// A node that stages a copy is told: its file system may be mounted beside its like.
+func TestCopiesAreToldToTheNode(t *testing.T) {
+	for _, tc := range []struct {
+		source *csi.VolumeContentSource
+		want   bool
+	}{
+		{nil, false},
+		{contentSource(&host.Source{Disk: host.DiskID("x")}), true},
+		{contentSource(&host.Source{Snapshot: host.SnapshotID("x")}), true},
+	} {
+		req := request("a")
+		req.VolumeContentSource = tc.source
+		r, err := parseCreate(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := fromContext(r.params.context()); err != nil || back.copy != tc.want {
+			t.Errorf("%v: copy %v, %v", tc.source, back.copy, err)
+		}
+	}
+}
