@@ -57,6 +57,12 @@ func (p *Progress) Add(n int64) {
 	}
 }
 
+// Set says that done of total bytes are done; the total may be news.
+func (p *Progress) Set(done, total int64) {
+	p.total = total
+	p.Add(done - p.done)
+}
+
 // Done removes the line: what was done is told by the command's answer.
 func (p *Progress) Done() {
 	if p.out != nil {

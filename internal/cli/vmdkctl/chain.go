@@ -3,6 +3,7 @@ package vmdkctl
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,10 @@ type chainLink struct {
 	linkInfo
 	// ParentMatches says whether parentCID is the parent's CID; true for a base.
 	ParentMatches bool `json:"parentMatches"`
+	// Snapshots that end at this link.
+	Snapshots []string `json:"snapshots,omitempty"`
+	// Unneeded says that consolidation would make one link of this one and the one above.
+	Unneeded bool `json:"unneeded,omitempty"`
 }
 
 func (a *app) chainCommand() *cobra.Command {
@@ -29,7 +34,8 @@ func (a *app) chainCommand() *cobra.Command {
 		Use:   "chain DISK",
 		Short: "Draw a disk's chain of links",
 		Long: `Draw a disk's chain, head on top, base at the bottom: what each link is, what its files use, and whether the content IDs
-that bind a child to its parent match. Takes no lock.`,
+that bind a child to its parent match. Of a volume it shows which snapshots end at which link, and which links consolidation
+would save. Takes no lock.`,
 		Example:           "  vmdkctl chain disk-000001.vmdk\n  vmdkctl chain --datastore /var/lib/vmdk-csi/default pvc-4711",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeDisk,
@@ -58,9 +64,25 @@ func describeChain(f *found) (*chainInfo, error) {
 		c.Volume, l.Volume = l.Volume, nil
 		c.Capacity = l.Capacity
 		c.Allocated += l.Allocated
-		c.Links = append(c.Links, chainLink{linkInfo: *l, ParentMatches: i == 0 || l.ParentCID == c.Links[i-1].CID})
+		link := chainLink{linkInfo: *l, ParentMatches: i == 0 || l.ParentCID == c.Links[i-1].CID}
+		if f.Volume != nil {
+			link.Snapshots = f.snapshotsAt(i)
+			link.Unneeded = i < len(f.Names)-1 && len(link.Snapshots) == 0
+		}
+		c.Links = append(c.Links, link)
 	}
 	return c, nil
+}
+
+// SnapshotsAt are the names of the snapshots that end at link i.
+func (f *found) snapshotsAt(i int) []string {
+	var names []string
+	for _, p := range f.Volume.Manifest.Snapshots {
+		if p.Link == f.Names[i] {
+			names = append(names, p.Name)
+		}
+	}
+	return names
 }
 
 // DrawChain draws rows of links, and between them what binds them.
@@ -88,11 +110,20 @@ func drawChain(w io.Writer, c *chainInfo) error {
 		}
 	}
 	fmt.Fprintf(&b, "\n%s, %s allocated of %s\n", count(len(c.Links), "link"), cli.FormatSize(c.Allocated), cli.FormatSize(c.Capacity))
+	if c.steps() {
+		b.WriteString("VMware's products refuse a chain whose links differ in capacity; qemu and the driver do not. ")
+		b.WriteString("Consolidating or flattening it, or a full copy, cures that.\n")
+	}
 	if v := c.Volume; v != nil {
 		fmt.Fprintf(&b, "volume %s (%s): %s\n", cli.Printable(v.Name), v.ID, v.owner())
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// Steps says that the links' capacities differ.
+func (c *chainInfo) steps() bool {
+	return slices.ContainsFunc(c.Links, func(l chainLink) bool { return l.Capacity != c.Capacity })
 }
 
 // Stem is the left margin of link i of n.
@@ -123,6 +154,12 @@ func bond(parent, child chainLink) string {
 // Mark is what is to be known about a link at a glance.
 func (l chainLink) mark() string {
 	var marks []string
+	for _, n := range l.Snapshots {
+		marks = append(marks, "snapshot "+n)
+	}
+	if l.Unneeded {
+		marks = append(marks, "can be consolidated")
+	}
 	if l.Live {
 		marks = append(marks, "live")
 	} else if l.Unclean {

@@ -88,9 +88,12 @@ func check(ctx context.Context, f *found, broken error) (*checkResult, error) {
 			continue
 		}
 		r.Live = r.Live || l.Live
-		if f.Links != nil && f.Volume.Manifest.Growing == 0 {
+		if f.Links != nil && f.Volume.Manifest.Growing == 0 && !f.merging() {
 			checkManifest(&all, f, i, l)
 		}
+	}
+	if f.merging() {
+		unfinished(&all, f)
 	}
 	if v := f.Volume; v != nil && !v.Manifest.Released {
 		r.Live = true
@@ -105,6 +108,25 @@ func check(ctx context.Context, f *found, broken error) (*checkResult, error) {
 	}
 	r.Verdict = verdict(&all)
 	return r, nil
+}
+
+// Merging says that two links are becoming one, or that a crash interrupted that.
+func (f *found) merging() bool {
+	return f.Volume != nil && (f.Volume.Manifest.Merge != nil || f.Volume.Manifest.Behind != "")
+}
+
+// MergeUnfinished is a volume whose consolidation runs, or was interrupted.
+const mergeUnfinished vmdk.Code = "merge-unfinished"
+
+// Unfinished takes from the report what a merge explains: until its end the descriptors may not say what the links are.
+func unfinished(r *vmdk.Report, f *found) {
+	if f.Volume.Manifest.Behind != "" {
+		r.Problems = slices.DeleteFunc(r.Problems, func(p vmdk.Problem) bool {
+			return p.Code == vmdk.ParentModified || p.Code == vmdk.ParentHintDiffers || p.Code == vmdk.ParentMissing
+		})
+	}
+	r.Add(vmdk.Problem{Code: mergeUnfinished, Severity: vmdk.Warning, File: f.Head(),
+		Message: "links are being merged, or a merge was interrupted", Remedy: "Wait for it; whoever attaches or consolidates the disk next finishes it"})
 }
 
 func verdict(r *vmdk.Report) string {

@@ -104,7 +104,7 @@ func (d runDir) askDetach(ctx context.Context, att attachment) error {
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer pidfd.Close()
-	_, derr := d.ask(ctx, att.ID, "detach")
+	_, derr := d.ask(ctx, att.ID, opDetach)
 	if errors.Is(derr, fault.InUse) {
 		return derr
 	}
@@ -119,7 +119,7 @@ func (d runDir) askDetach(ctx context.Context, att attachment) error {
 
 // Bury takes away what a dead keeper left: the device that answers with errors now, and the state.
 func (d runDir) bury(ctx context.Context, att attachment) error {
-	lock, err := d.claim(att.ID)
+	lock, err := d.claimDead(ctx, att.ID)
 	if err != nil {
 		return err
 	}
@@ -132,6 +132,23 @@ func (d runDir) bury(ctx context.Context, att attachment) error {
 	}
 	d.forget(att.ID)
 	return nil
+}
+
+// ClaimDead is claim for a disk whose keeper does not answer: one that was just killed still has its files while it ends.
+func (d runDir) claimDead(ctx context.Context, id string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTime)
+	defer cancel()
+	for {
+		lock, err := d.claim(id)
+		if !errors.Is(err, fault.InUse) {
+			return lock, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // ClearDevices takes every block device over the session's file away, and waits until it is gone. None is success.

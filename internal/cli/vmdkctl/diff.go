@@ -259,16 +259,19 @@ func (c *comparison) compare(e diffExtent) error {
 		if err := readPadded(c.now, b, off); err != nil {
 			return fault.Wrap(err, "read at %d", off)
 		}
+		off += n
+		if bytes.Equal(a, b) {
+			continue
+		}
 		for at := 0; at < len(a); at += vmdk.SectorSize {
 			to := min(at+vmdk.SectorSize, len(a))
 			if bytes.Equal(a[at:to], b[at:to]) {
 				continue
 			}
-			if err := c.add(diffExtent{Start: off + int64(at), Length: int64(to - at), Zero: e.Zero, Link: e.Link}); err != nil {
+			if err := c.add(diffExtent{Start: off - n + int64(at), Length: int64(to - at), Zero: e.Zero, Link: e.Link}); err != nil {
 				return err
 			}
 		}
-		off += n
 	}
 	return nil
 }

@@ -73,8 +73,7 @@ func (a *app) find(arg string) (*found, error) {
 // FindOnDatastore finds a volume by its id, or else by its name.
 func findOnDatastore(root, idOrName string) (*found, error) {
 	if !isDatastore(root) {
-		return nil, fault.New(fault.NotFound, "Give the directory that has .vmdk-csi, names and volumes in it; check that it is mounted.",
-			"%s holds no datastore", root)
+		return nil, noDatastore(root)
 	}
 	id := idOrName
 	if !host.ValidDiskID(id) {
@@ -86,6 +85,11 @@ func findOnDatastore(root, idOrName string) (*found, error) {
 			"datastore %s has no disk with the id or name %q", root, idOrName)
 	}
 	return findVolume(path, "")
+}
+
+func noDatastore(root string) error {
+	return fault.New(fault.NotFound, "Give the directory that has .vmdk-csi, names and volumes in it; check that it is mounted.",
+		"%s holds no datastore", root)
 }
 
 // FindVolume opens the volume in the directory path, up to the link link ("" is the head).
@@ -136,6 +140,10 @@ func readVolume(root, id string) (*known, error) {
 		return nil, err
 	}
 	defer s.Close()
+	return readVolumeOn(s, id)
+}
+
+func readVolumeOn(s *datastore.Datastore, id string) (*known, error) {
 	v, err := s.OpenVolume(id)
 	if err != nil {
 		return nil, err

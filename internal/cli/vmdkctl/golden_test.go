@@ -67,6 +67,7 @@ func TestGoldenInfo(t *testing.T) {
 	golden(t, testdata("info-base"), func(w io.Writer) error { return writeInfo(w, &links[0], 1) })
 	golden(t, testdata("info-child"), func(w io.Writer) error { return writeInfo(w, &links[1], 2) })
 	links[0].Volume = someVolume(false)
+	links[0].Volume.Snapshots = []string{"monday", "tuesday"}
 	golden(t, testdata("info-volume"), func(w io.Writer) error { return writeInfo(w, &links[0], 1) })
 }
 
@@ -76,6 +77,9 @@ func TestGoldenChain(t *testing.T) {
 		c.Links = append(c.Links, chainLink{linkInfo: l, ParentMatches: i != 2})
 	}
 	golden(t, testdata("chain"), func(w io.Writer) error { return drawChain(w, c) })
+	c.Links[0].Snapshots, c.Links[1].Unneeded, c.Volume = []string{"monday", "pvc-4711-tuesday"}, true, someVolume(false)
+	golden(t, testdata("chain-snapshots"), func(w io.Writer) error { return drawChain(w, c) })
+	c.Links[0].Snapshots = nil
 	one := &chainInfo{Capacity: 10 << 30, Allocated: 3 << 30, Links: c.Links[:1], Volume: someVolume(true)}
 	golden(t, testdata("chain-one"), func(w io.Writer) error { return drawChain(w, one) })
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -52,6 +53,8 @@ type volumeInfo struct {
 	Seq      int64  `json:"seq"`
 	Owner    string `json:"owner,omitempty"`
 	Released bool   `json:"released"`
+	// Snapshots are the names of its snapshots, oldest first.
+	Snapshots []string `json:"snapshots,omitempty"`
 }
 
 func (a *app) infoCommand() *cobra.Command {
@@ -108,6 +111,9 @@ func describe(f *found, link int) (info *linkInfo, err error) {
 		m := v.Manifest
 		info.Volume = &volumeInfo{ID: v.Record.ID, Name: v.Record.Name, Format: v.Record.Format,
 			Epoch: m.Epoch, Seq: m.Seq, Owner: m.Owner.Host, Released: m.Released}
+		for _, p := range m.Snapshots {
+			info.Volume.Snapshots = append(info.Volume.Snapshots, p.Name)
+		}
 	}
 	return info, nil
 }
@@ -148,6 +154,7 @@ func writeInfo(w io.Writer, i *linkInfo, links int) error {
 		f.Add("Volume", v.Name)
 		f.Add("Id", v.ID)
 		f.Add("Owner", v.owner())
+		f.Add("Snapshots", strings.Join(v.Snapshots, ", "))
 	}
 	place := "stand-alone descriptor"
 	if i.Embedded {

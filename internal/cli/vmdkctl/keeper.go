@@ -101,6 +101,7 @@ type keeper struct {
 	sup     *worker.Supervisor
 	device  string // path of the block device; nothing holds it open, so that losetup -d works as everywhere
 	listen  net.Listener
+	jobs    jobs
 
 	mu     sync.Mutex
 	handle *worker.Handle
@@ -236,18 +237,28 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// Answer serves one call; over says that the disk is detached.
+// Answer serves one call; over says that the disk is detached. What takes long goes on beside the others.
 func (k *keeper) answer(c net.Conn) (over bool) {
-	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 	var call keepCall
-	if err := json.NewDecoder(io.LimitReader(c, 4096)).Decode(&call); err != nil {
+	if err := json.NewDecoder(io.LimitReader(c, 1<<16)).Decode(&call); err != nil {
+		_ = c.Close()
 		return false
 	}
+	switch call.Op {
+	case opSnapshot, opCreate, opConsolidate:
+		_ = c.SetDeadline(time.Time{})
+		k.jobs.start(func(ctx context.Context) {
+			defer c.Close()
+			k.work(ctx, c, call)
+		})
+		return false
+	}
+	defer c.Close()
 	answer := keepAnswer{Attachment: k.status()}
 	switch call.Op {
-	case "status":
-	case "detach":
+	case opStatus:
+	case opDetach:
 		err := k.detach()
 		answer.Error = fault.From(err)
 		over = !errors.Is(err, fault.InUse)
@@ -295,6 +306,7 @@ func (k *keeper) undo() error {
 	if k.device != "" {
 		errs = append(errs, clearDevices(k.req.ID))
 	}
+	k.jobs.stop()
 	clean := true
 	if k.handle != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)

@@ -1,15 +1,12 @@
 package vmdkctl
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,7 +135,7 @@ func (d runDir) all(ctx context.Context) ([]attachment, error) {
 		if err := json.Unmarshal(text, &a); err != nil {
 			return nil, fault.New(fault.Damaged, "Remove it; `losetup -l` shows the devices that are left.", "%s: %w", n, err)
 		}
-		if now, err := d.ask(ctx, a.ID, "status"); err == nil {
+		if now, err := d.ask(ctx, a.ID, opStatus); err == nil {
 			a = now
 		} else {
 			a.State, a.WorkerPID = keeperDied, 0
@@ -174,44 +171,4 @@ func realPath(path string) string {
 		path = p
 	}
 	return path
-}
-
-// Call and answer are the keeper's protocol: one JSON value each way on a connection.
-type keepCall struct {
-	Op string `json:"op"` // status or detach
-}
-
-type keepAnswer struct {
-	Attachment attachment   `json:"attachment"`
-	Error      *fault.Fault `json:"error,omitempty"`
-}
-
-// Ask sends one call to the keeper of id.
-func (d runDir) ask(ctx context.Context, id, op string) (attachment, error) {
-	var dialer net.Dialer
-	c, err := dialer.DialContext(ctx, "unix", d.file(id, ".sock"))
-	if err != nil {
-		return attachment{}, err
-	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	if err := json.NewEncoder(c).Encode(keepCall{Op: op}); err != nil {
-		return attachment{}, err
-	}
-	text, err := io.ReadAll(c)
-	if err != nil {
-		return attachment{}, err
-	}
-	return parseAnswer(text)
-}
-
-func parseAnswer(text []byte) (attachment, error) {
-	var a keepAnswer
-	if err := json.NewDecoder(bytes.NewReader(text)).Decode(&a); err != nil {
-		return attachment{}, fault.New(fault.Unavailable, "Its log is beside its state in "+string(theRunDir())+".", "the keeper ended without an answer")
-	}
-	if a.Error != nil {
-		return attachment{}, a.Error
-	}
-	return a.Attachment, nil
 }

@@ -22,6 +22,8 @@ type keptDisk struct {
 	dir    *os.File
 	links  []chain.Ref
 	format vmdk.Format
+	// Volumes is the datastore of a volume; nil for plain files.
+	volumes *volume.Volumes
 	// Release gives a volume back; clean says that its worker has closed it. nil for plain files.
 	release func(clean bool) error
 }
@@ -64,7 +66,7 @@ func openVolume(ctx context.Context, r keepRequest, log *slog.Logger) (*keptDisk
 		return nil, err
 	}
 	return &keptDisk{
-		label: r.Name, dir: o.Dir, links: volume.Refs(o.Links), format: vmdk.Format(o.Format),
+		label: r.Name, dir: o.Dir, links: o.Refs, format: vmdk.Format(o.Format), volumes: volumes,
 		release: func(clean bool) error {
 			defer store.Close()
 			if o.ReadOnly {

@@ -12,12 +12,21 @@ import (
 
 func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "list",
-		Short:   "Show the disks that vmdkctl attached on this machine",
-		Long:    "Show the disks that vmdkctl attached on this machine, with the process that serves each and how often it was replaced.",
-		Example: "  vmdkctl list\n  vmdkctl list -o json",
+		Use:   "list",
+		Short: "Show the disks that vmdkctl attached on this machine, or those of a datastore",
+		Long: `Show the disks that vmdkctl attached on this machine, with the process that serves each and how often it was replaced.
+With --datastore show the disks that are on it: size, links, snapshots, and who has them attached. A disk that was deleted
+and whose links snapshots still need is shown in brackets.`,
+		Example: "  vmdkctl list\n  vmdkctl list -o json\n  vmdkctl list --datastore /srv/disks",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if a.datastore != "" {
+				disks, err := a.storeDisks(c.Context())
+				if err != nil {
+					return err
+				}
+				return a.format.Write(a.out, disks, func(w io.Writer) error { return writeDisks(w, disks) })
+			}
 			all, err := theRunDir().all(c.Context())
 			if err != nil {
 				return err

@@ -38,12 +38,12 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmdkctl",
-		Short: "Make, inspect, check, convert and attach VMDK disks",
-		Long: `Make, inspect, check, convert and attach VMDK disks, without Kubernetes.
+		Short: "Make, inspect, check, convert, snapshot and attach VMDK disks",
+		Long: `Make, inspect, check, convert, snapshot and attach VMDK disks, without Kubernetes.
 
 A DISK is the path of a descriptor or of a single-file disk (.vmdk), or of a volume's directory on a datastore; with
---datastore DIR it is the id or the name of a volume there. info, chain, map and check look at a disk while it is
-attached: they open it read-only and take no lock.`,
+--datastore DIR it is the id or the name of a volume there. info, chain, map, check and diff look at a disk while it
+is attached: they open it read-only and take no lock. A datastore of the driver is the same thing as one made here.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -58,6 +58,7 @@ attached: they open it read-only and take no lock.`,
 	must(root.MarkPersistentFlagDirname("datastore"))
 	root.AddGroup(
 		&cobra.Group{ID: "disk", Title: "Disks as files:"},
+		&cobra.Group{ID: "snapshot", Title: "Volumes of a datastore and their snapshots:"},
 		&cobra.Group{ID: "device", Title: "Disks as devices:"},
 	)
 	a.addCommands(root)
@@ -72,6 +73,8 @@ func (a *app) addCommands(root *cobra.Command) {
 		}
 	}
 	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.convertCommand(), a.diffCommand())
+	add("snapshot", a.snapshotCommand(), a.snapshotsCommand(), a.restoreCommand(), a.cloneCommand(), a.consolidateCommand(),
+		a.flattenCommand(), a.deleteCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())
 	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)

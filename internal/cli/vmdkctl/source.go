@@ -22,7 +22,7 @@ func (f *found) refs() []chain.Ref {
 		}
 		l := f.Links[i]
 		refs[i].Type, refs[i].ExtentNames = vmdk.Type(l.Type), l.Extents
-		if f.Volume.Manifest.Growing == 0 { // else the descriptor is on its way to another size
+		if f.Volume.Manifest.Growing == 0 && !f.merging() { // else a descriptor is on its way to another size
 			refs[i].Size = l.Size
 		}
 	}
