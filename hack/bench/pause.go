@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 )
 
@@ -21,7 +22,22 @@ type way struct {
 	make func(ctx context.Context, b *bench, size int64) (target, error)
 }
 
-var ways = []way{{"engine", newEngineTarget}}
+// Ways are those that this machine has; why says what is missing.
+func (b *bench) ways() (all []way, why string) {
+	all = []way{{"engine", newEngineTarget}}
+	if b.quick {
+		return all, "the run is a quick one"
+	}
+	if os.Geteuid() != 0 {
+		return all, "making loop devices needs root"
+	}
+	for _, p := range []string{"/dev/loop-control", "/dev/fuse"} {
+		if _, err := os.Stat(p); err != nil {
+			return all, err.Error()
+		}
+	}
+	return append(all, way{"loop device", newDeviceTarget}), ""
+}
 
 // PerDisk is how many snapshots one disk gets: a chain has 32 links at most.
 const perDisk = 25
@@ -38,8 +54,13 @@ func measurePause(ctx context.Context, b *bench) (part, error) {
 	}
 	p := part{title: "The pause of a snapshot", about: fmt.Sprintf("The longest of the random 4 KiB writes of %d writers (past the page cache, "+
 		"%d grains spread over the disk) that were under way during a snapshot, over %d snapshots, up to %d on one thin disk: every grain is "+
-		"written anew after each. *calm* is as long a time right before each.", writers, hotGrains, n, perDisk)}
-	for _, w := range ways {
+		"written anew after each. *engine* is the engine and the datastore in one process; *loop device* is the whole way: block device, FUSE, "+
+		"worker, and the commit by another process. *calm* is as long a time right before each.", writers, hotGrains, n, perDisk)}
+	all, why := b.ways()
+	if why != "" {
+		p.about += " The loop device is left out here: " + why + "."
+	}
+	for _, w := range all {
 		small, err := b.pauses(ctx, w, 1<<30, n)
 		if err != nil {
 			return p, fmt.Errorf("%s, 1 GiB: %w", w.name, err)
