@@ -64,7 +64,7 @@ func setUp(ctx context.Context) error {
 func TestNamed(t *testing.T) {
 	r := newRunner(t)
 	names := Named()
-	s := Selection{Procs: 5, Timeout: 12 * time.Minute}
+	s := Selection{Procs: 6, Timeout: 12 * time.Minute}
 	for _, n := range names {
 		s.Focus = append(s.Focus, exactly(n))
 	}
