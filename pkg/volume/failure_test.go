@@ -186,10 +186,16 @@ func deeds() []deed {
 	}
 }
 
-// TestEveryOperationFails makes each file operation of each deed fail once, in three ways, and then repeats the deed, as
-// another process does: everything holds what it held, the deed succeeds, and after everything is deleted nothing is left.
+// TestEveryOperationFails makes each file operation of each deed fail once, in one of three ways that change with the seed, and
+// then repeats the deed, as another process does: everything holds what it held, the deed succeeds, and after everything is
+// deleted nothing is left.
 func TestEveryOperationFails(t *testing.T) {
+	_, seed := seeded(t)
 	base, was := family(t)
+	ways := []struct {
+		err  error
+		late bool // it has its effect, and the answer is lost
+	}{{unix.EIO, false}, {unix.ENOSPC, false}, {unix.EIO, true}}
 	for _, d := range deeds() {
 		t.Run(d.name, func(t *testing.T) {
 			fs, p := base.Copy(), was.clone()
@@ -212,17 +218,13 @@ func TestEveryOperationFails(t *testing.T) {
 				step = 7
 			}
 			failed := 0
-			for n := 0; n < clean.ops; n += step {
-				for _, how := range []struct {
-					err  error
-					late bool
-				}{{unix.EIO, false}, {unix.ENOSPC, false}, {unix.EIO, true}} {
-					f := &failure{deed: d, fs: fs.Copy(), past: p}
-					if err := f.try(n, how.err, how.late); err != nil {
-						t.Errorf("operation %d of %d fails with %v, late=%v: %v", n, clean.ops, how.err, how.late, err)
-						if failed++; failed > 5 {
-							t.FailNow()
-						}
+			for n := int(seed % uint64(step)); n < clean.ops; n += step {
+				how := ways[(uint64(n/step)+seed)%uint64(len(ways))]
+				f := &failure{deed: d, fs: fs.Copy(), past: p}
+				if err := f.try(n, how.err, how.late); err != nil {
+					t.Errorf("operation %d of %d fails with %v, late=%v: %v", n, clean.ops, how.err, how.late, err)
+					if failed++; failed > 5 {
+						t.FailNow()
 					}
 				}
 			}
