@@ -31,7 +31,9 @@ func (s *Datastore) MakeVolume(r Record) (*Volume, error) {
 	if err := r.check(); err != nil {
 		return nil, fault.New(fault.Invalid, "", "record of %q: %w", r.ID, err)
 	}
-	if err := s.volumes.Mkdir(r.ID); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := s.volumes.Mkdir(r.ID)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	if err := s.volumes.Sync(); err != nil {
@@ -53,6 +55,9 @@ func (s *Datastore) MakeVolume(r Record) (*Volume, error) {
 	}
 	if err != nil {
 		v.Close()
+		if made && !errors.Is(err, fault.Poisoned) {
+			_ = s.volumes.Remove(r.ID) // only if it is empty; else it is another's by now, or is found by a retry
+		}
 		return nil, err
 	}
 	return v, nil
