@@ -145,10 +145,15 @@ func (v *Volumes) build(ctx context.Context, vol *datastore.Volume, rec datastor
 	return m, lost(rec.ID, vol.Commit(m))
 }
 
+// uncommitted is a failure before this disk's commit was tried, of whatever kind.
+type uncommitted struct{ error }
+
+func (u uncommitted) Unwrap() error { return u.error }
+
 // undo removes what this call made, after err. What cannot be removed now is garbage that a retry collects.
 func (v *Volumes) undo(vol *datastore.Volume, rec datastore.Record, reserved bool, err error) error {
 	kind := fault.KindOf(err)
-	if kind == fault.Poisoned || kind == fault.InProgress || kind == fault.Exists {
+	if !errors.As(err, new(uncommitted)) && (kind == fault.Poisoned || kind == fault.InProgress || kind == fault.Exists) {
 		return err // unknown, or somebody else's: nothing is surely ours to remove
 	}
 	var uerr error

@@ -93,7 +93,7 @@ func (v *Volumes) restore(ctx context.Context, vol *datastore.Volume, rec datast
 	links, err := v.take(ctx, vol, rec, how, source)
 	taken(ctx)
 	if err != nil {
-		return datastore.Manifest{}, fault.Wrap(err, "create disk %s", rec.ID)
+		return datastore.Manifest{}, fault.Wrap(uncommitted{err}, "create disk %s", rec.ID)
 	}
 	m := datastore.Manifest{UUID: rec.UUID, State: lease.State{Epoch: 1, Seq: 1, Owner: v.me, Released: true}}
 	if full {
@@ -114,7 +114,7 @@ func (v *Volumes) restore(ctx context.Context, vol *datastore.Volume, rec datast
 		err = vol.Dir().Sync()
 	}
 	if err != nil {
-		return datastore.Manifest{}, fault.Wrap(err, "create disk %s", rec.ID)
+		return datastore.Manifest{}, fault.Wrap(uncommitted{err}, "create disk %s", rec.ID)
 	}
 	if err := vol.Commit(m); err != nil {
 		return m, lost(rec.ID, err)

@@ -64,6 +64,10 @@ func (v *Volumes) Snapshot(ctx context.Context, spec host.SnapshotSpec, frozenUn
 		m, err = v.snapshotFree(ctx, s, rec, m, &p)
 	}
 	if err != nil {
+		if now, lerr := current(s.Volume); lerr == nil && find(now, id) != nil {
+			// Another host has built on this commit before it was looked at, which looks like one that came too late.
+			return v.describeSnapshot(now, *find(now, id)), nil
+		}
 		return host.Snapshot{}, v.undoSnapshot(id, made, fault.Wrap(err, "snapshot of disk %s", spec.Disk))
 	}
 	v.log.Info("snapshot taken", "disk", spec.Disk, "snapshot", id, "links", len(m.Links), "consistency", p.Consistency)
