@@ -293,7 +293,7 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("the second answer %q is not the first %q", again, first)
 	}
 	r.fails(cli.ExitFailed, "exists with", on("create", "pvc one", "--size", "64M")...)
-	r.fails(cli.ExitFailed, "no disk with the id or name", on("info", "pvc two")...)
+	r.fails(cli.ExitFailed, "no disk or snapshot with the id or name", on("info", "pvc two")...)
 	a := r.attach(on("pvc one")...)
 	writeDevice(t, a.Device, 1<<20, []byte("content of the volume"))
 	var info linkInfo

@@ -38,9 +38,9 @@ that bind a child to its parent match. Of a volume it shows which snapshots end 
 would save. Takes no lock.`,
 		Example:           "  vmdkctl chain disk-000001.vmdk\n  vmdkctl chain --datastore /var/lib/vmdk-csi/default pvc-4711",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeDisk,
+		ValidArgsFunction: a.completePoints(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := a.find(args[0])
+			f, err := a.findPoint(args[0])
 			if err != nil {
 				return err
 			}

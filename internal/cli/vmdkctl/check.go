@@ -45,7 +45,7 @@ Exit codes: 0 clean, 3 damaged, 4 warnings only (a live disk, one that was not c
 program may object to), 1 the check could not be done. Notes do not count.`,
 		Example:           "  vmdkctl check disk.vmdk\n  vmdkctl check --datastore /var/lib/vmdk-csi/default pvc-4711 -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeDisk,
+		ValidArgsFunction: a.completePoints(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			f, broken, err := a.findBroken(args[0])
 			if err != nil {
@@ -95,9 +95,7 @@ func check(ctx context.Context, f *found, broken error) (*checkResult, error) {
 	if f.merging() {
 		unfinished(&all, f)
 	}
-	if v := f.Volume; v != nil && !v.Manifest.Released {
-		r.Live = true
-	}
+	r.Live = r.Live || f.live()
 	if r.Live {
 		all.Problems = append([]vmdk.Problem{{Code: "live", Severity: vmdk.Warning, File: f.Head(),
 			Message: "the disk is live: what is not flushed yet can look like a defect", Remedy: "Detach it and check again"}}, all.Problems...)

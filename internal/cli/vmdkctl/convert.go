@@ -54,9 +54,11 @@ else is raw; --from and --to say it explicitly. A raw SOURCE may be a block devi
 become holes unless --format asks for space.
 
 DESTINATION must not exist. It is built beside its place under a hidden name, made durable, and gets its name last: an
-interrupted run, or one that finds no space, leaves nothing. The source is locked against writers while it is read.`,
+interrupted run, or one that finds no space, leaves nothing. The source is locked against writers while it is read. With
+--datastore it may be a snapshot, also of a disk that is attached: a backup of a disk in use.`,
 		Example: "  vmdkctl convert disk.vmdk disk.raw\n  vmdkctl convert /dev/sdb disk.vmdk --type twoGbMaxExtentSparse\n" +
-			"  vmdkctl convert --datastore /var/lib/vmdk-csi/default pvc-4711 backup.raw",
+			"  vmdkctl convert --datastore /var/lib/vmdk-csi/default pvc-4711 backup.raw\n" +
+			"  vmdkctl convert --datastore /var/lib/vmdk-csi/default monday monday.vmdk",
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			v.from, v.to = args[0], args[1]
@@ -124,7 +126,7 @@ func (a *app) openSource(v conversion) (source, error) {
 	if v.fromFmt == rawImage {
 		return openRaw(v.from)
 	}
-	f, err := a.find(v.from)
+	f, err := a.findPoint(v.from)
 	if err != nil {
 		return nil, err
 	}

@@ -182,7 +182,7 @@ func (a *app) findBroken(arg string) (f *found, broken, err error) {
 			return findFileBroken(arg)
 		}
 	}
-	f, err = a.find(arg)
+	f, err = a.findPoint(arg)
 	return f, nil, err
 }
 

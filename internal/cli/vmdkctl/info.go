@@ -65,9 +65,9 @@ func (a *app) infoCommand() *cobra.Command {
 datastore who owns it. Takes no lock, so that a live disk can be looked at.`,
 		Example:           "  vmdkctl info disk.vmdk\n  vmdkctl info --datastore /var/lib/vmdk-csi/default pvc-4711 -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeDisk,
+		ValidArgsFunction: a.completePoints(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := a.find(args[0])
+			f, err := a.findPoint(args[0])
 			if err != nil {
 				return err
 			}

@@ -53,6 +53,8 @@ func TestSnapshotsOfAnAttachedDisk(t *testing.T) {
 			copied := bytes.Clone(now)
 			r.ok(r.on("restore", "monday", "old", "--size", "9M")...)
 			r.writeLive(a.Device, now, 8)
+			r.readable("monday", contents["monday"])
+			r.fails(cli.ExitInUse, "is attached on host", r.on("convert", "db", "copy.raw")...)
 			r.fails(cli.ExitInUse, "is attached as", r.on("flatten", "db")...)
 			r.fails(cli.ExitInUse, "is attached as", r.on("delete", "db")...)
 			r.killWorker(a.ID)
@@ -67,6 +69,22 @@ func TestSnapshotsOfAnAttachedDisk(t *testing.T) {
 			r.holds("later", contents["wednesday"])
 			r.deleteAll()
 		})
+	}
+}
+
+// Readable fails when the snapshot cannot be looked at and copied, whoever has its disk attached.
+func (r *storeRig) readable(snapshot string, want []byte) {
+	r.t.Helper()
+	r.ok(r.on("check", snapshot)...)
+	r.ok(r.on("info", snapshot)...)
+	r.ok(r.on("map", snapshot)...)
+	r.ok(r.on("convert", snapshot, "backup.raw")...)
+	got, err := os.ReadFile(r.path("backup.raw"))
+	if err != nil || !bytes.Equal(got, want) {
+		r.t.Errorf("a copy of the snapshot %s has other content (%d bytes), %v", snapshot, len(got), err)
+	}
+	if err := os.Remove(r.path("backup.raw")); err != nil {
+		r.t.Fatal(err)
 	}
 }
 

@@ -30,9 +30,9 @@ func (a *app) mapCommand() *cobra.Command {
 fields of qemu-img map --output=json. Takes no lock; of a live disk the parts are those of different moments.`,
 		Example:           "  vmdkctl map disk.vmdk\n  vmdkctl map disk.vmdk -o json",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeDisk,
+		ValidArgsFunction: a.completePoints(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := a.find(args[0])
+			f, err := a.findPoint(args[0])
 			if err != nil {
 				return err
 			}

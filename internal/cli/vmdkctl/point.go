@@ -29,7 +29,7 @@ func (a *app) findPoint(arg string) (*found, error) {
 		f, derr := a.find(arg)
 		if errors.Is(derr, fault.NotFound) {
 			derr = fault.New(fault.NotFound, "`vmdkctl list` and `vmdkctl snapshots` with --datastore "+a.datastore+" show what there is.",
-				"datastore %s has no snapshot or disk with the id or name %q", a.datastore, arg)
+				"datastore %s has no disk or snapshot with the id or name %q", a.datastore, arg)
 		}
 		return f, derr
 	}
@@ -70,11 +70,8 @@ func (a *app) completePoints(n int) cobra.CompletionFunc {
 			return []string{"vmdk"}, cobra.ShellCompDirectiveFilterFileExt
 		}
 		names, how := a.diskNames(c.Context())
-		if n > 1 {
-			more, _ := a.snapshotNames(c.Context())
-			names = append(names, more...)
-		}
-		return names, how
+		more, _ := a.snapshotNames(c.Context())
+		return append(names, more...), how
 	}
 }
 
@@ -103,9 +100,15 @@ func (a *app) snapshotNames(ctx context.Context) ([]string, cobra.ShellCompDirec
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// CompleteDisk completes the first argument with .vmdk files and directories, or with the names on the datastore.
-func (a *app) completeDisk(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-	return a.completePoints(1)(c, args, word)
+// CompleteDisk completes the first argument with .vmdk files and directories, or with the names of the datastore's disks.
+func (a *app) completeDisk(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	switch {
+	case len(args) > 0:
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	case a.datastore == "":
+		return []string{"vmdk"}, cobra.ShellCompDirectiveFilterFileExt
+	}
+	return a.diskNames(c.Context())
 }
 
 // DiskNames are the names of the datastore's disks, for completion.

@@ -42,8 +42,9 @@ func (a *app) command() *cobra.Command {
 		Long: `Make, inspect, check, convert, snapshot and attach VMDK disks, without Kubernetes.
 
 A DISK is the path of a descriptor or of a single-file disk (.vmdk), or of a volume's directory on a datastore; with
---datastore DIR it is the id or the name of a volume there. info, chain, map, check and diff look at a disk while it
-is attached: they open it read-only and take no lock. A datastore of the driver is the same thing as one made here.`,
+--datastore DIR it is the id or the name of a volume there. info, chain, map, check and diff look at a disk while it is
+attached: they open it read-only and take no lock; they, and convert, take the id or name of a snapshot as well, and a
+snapshot of an attached disk can be read. A datastore of the driver is the same thing as one made here.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,

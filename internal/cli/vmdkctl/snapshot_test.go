@@ -6,14 +6,20 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
 // StoreRig is a rig whose directory is a datastore.
@@ -226,7 +232,114 @@ func TestDiffOfSnapshots(t *testing.T) {
 	r.ok(r.on("snapshot", "db", "db")...)
 	r.fails(cli.ExitFailed, "both a snapshot and a disk", r.on("diff", "monday", "db")...)
 	r.ok(r.on("diff", "monday", host.DiskID("db"))...)
-	r.fails(cli.ExitFailed, "no snapshot or disk", r.on("diff", "monday", "never")...)
+	r.fails(cli.ExitFailed, "no disk or snapshot", r.on("diff", "monday", "never")...)
+}
+
+// Names on the datastore complete, and making a datastore is not completion's business.
+func TestCompletion(t *testing.T) {
+	r := newStoreRig(t)
+	if res := r.run(r.on("__complete", "info", "")...); strings.Contains(res.out, "db") || len(r.files()) > 0 {
+		t.Errorf("completion made %v: %+v", r.files(), res)
+	}
+	r.ok(r.on("create", "db", "--size", "8M")...)
+	r.ok(r.on("snapshot", "db", "monday")...)
+	for _, tc := range []struct {
+		args     []string
+		has, not string
+	}{
+		{[]string{"info", ""}, "db", ""}, {[]string{"diff", ""}, "monday", ""}, {[]string{"diff", "monday", ""}, "db", ""},
+		{[]string{"restore", ""}, "monday", "db\t"}, {[]string{"clone", ""}, "db", "monday"}, {[]string{"snapshot", "db", ""}, "", "db"},
+		{[]string{"snapshot", "--delete", ""}, "monday", "db\t"}, {[]string{"consolidate", ""}, "db", "monday"},
+		{[]string{"restore", "monday", "x", "--mode", ""}, "full", ""},
+	} {
+		out := r.ok(append([]string{"__complete", "--datastore", r.dir}, tc.args...)...)
+		if !strings.Contains(out, tc.has) || tc.not != "" && strings.Contains(out, tc.not) {
+			t.Errorf("%q completes with %q", tc.args, out)
+		}
+	}
+}
+
+// A disk that another host has attached is not touched.
+func TestAttachedElsewhere(t *testing.T) {
+	r := newStoreRig(t)
+	all := r.snapshots("db", "monolithicFlat", 1)
+	store, err := datastore.OpenPath(r.dir, datastore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	there := volume.New(volume.Config{Store: store, Name: "there", Host: lease.Identity{Host: "there", BootID: "1"}, Engine: volume.VMDK{}})
+	o, err := there.OpenForAttach(t.Context(), host.DiskID("db"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Dir.Close()
+	before, err := os.ReadDir(o.Dir.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"snapshot", "db", "x"}, {"clone", "db", "x"}, {"delete", "db"}, {"snapshot", "--delete", "s0"}} {
+		r.fails(cli.ExitInUse, "there", r.on(args...)...)
+	}
+	after, err := os.ReadDir(o.Dir.Name())
+	if err != nil || len(after) != len(before) {
+		t.Errorf("files %v, before %v, %v", after, before, err)
+	}
+	r.readable("s0", all[0])
+	if err := there.Release(t.Context(), o.ID, o.Epoch, false); err != nil {
+		t.Fatal(err)
+	}
+	r.holds("db", all[1])
+}
+
+// A full copy that is interrupted leaves nothing; one that was killed is done by the next.
+func TestInterruptedCopy(t *testing.T) {
+	r := newStoreRig(t)
+	r.ok(r.on("create", "db", "--size", "300M")...)
+	p := bytes.Repeat([]byte{7}, 1<<20)
+	r.use("db", func(c *chain.Chain) {
+		for at := int64(0); at < c.Size(); at += int64(len(p)) {
+			if _, err := c.WriteAt(p, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	r.ok(r.on("snapshot", "db", "monday")...)
+	dir := r.path("volumes/" + host.DiskID("copy"))
+	begin := func() *exec.Cmd {
+		cmd := r.command(r.on("restore", "monday", "copy", "--mode", "full")...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			if m, _ := filepath.Glob(dir + "/disk*"); len(m) > 0 {
+				return cmd
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it never began")
+			}
+		}
+	}
+	cmd := begin()
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("an interrupted copy succeeded")
+	}
+	var disks []storeDisk
+	r.json(&disks, r.on("list")...)
+	if _, err := os.Stat(dir); err == nil || len(disks) != 1 {
+		t.Errorf("an interrupted copy left %v, and %+v", dir, disks)
+	}
+	cmd = begin()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	r.ok(r.on("restore", "monday", "copy", "--mode", "full")...)
+	r.same(r.head("db"), r.head("copy"))
+	r.deleteAll()
 }
 
 func TestRetiredDisk(t *testing.T) {

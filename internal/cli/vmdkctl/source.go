@@ -37,7 +37,7 @@ type chainSource struct {
 
 // OpenChain opens f, which it owns from then on, for reading: against writers it is locked, as a copy would be a mixture.
 func openChain(f *found) (source, error) {
-	if v := f.Volume; v != nil && !v.Manifest.Released {
+	if v := f.Volume; f.live() {
 		f.Close()
 		return nil, fault.New(fault.InUse, "Detach it there first.", "the disk %s is attached on host %q", v.Record.Name, v.Manifest.Owner.Host)
 	}
