@@ -39,18 +39,30 @@ func (f locklessFile) Clone(src File, srcOff, dstOff, n int64) error {
 	return f.File.Clone(UnwrapFile(src), srcOff, dstOff, n)
 }
 
-// Unwrap is the Dir below WithoutLocks, for implementations that need one of their own.
+// Unwrap is the Dir below WithoutLocks and Watch, for implementations that need one of their own.
 func Unwrap(d Dir) Dir {
-	if w, ok := d.(lockless); ok {
-		return w.Dir
+	for {
+		switch w := d.(type) {
+		case lockless:
+			d = w.Dir
+		case watched:
+			d = w.Dir
+		default:
+			return d
+		}
 	}
-	return d
 }
 
-// UnwrapFile is the File below WithoutLocks.
+// UnwrapFile is the File below WithoutLocks and Watch.
 func UnwrapFile(f File) File {
-	if w, ok := f.(locklessFile); ok {
-		return w.File
+	for {
+		switch w := f.(type) {
+		case locklessFile:
+			f = w.File
+		case watchedFile:
+			f = w.File
+		default:
+			return f
+		}
 	}
-	return f
 }

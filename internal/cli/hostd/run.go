@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
@@ -36,7 +37,9 @@ type Options struct {
 	UIDs             []int
 	WorkerCommand    []string
 	ConsolidateRate  int64 // bytes per second; 0: host/local's default
-	Log              *slog.Logger
+	// OpenRoot opens the directory of a datastore; nil: fsx.OpenRoot.
+	OpenRoot func(path string) (fsx.Dir, error)
+	Log      *slog.Logger
 }
 
 // takeOverTime bounds the take-over of all disks from a predecessor: one takes tens of milliseconds, a datastore that
@@ -104,7 +107,7 @@ func build(o *Options, m *metrics) (*local.Host, *worker.Supervisor, error) {
 		Host:     lease.Identity{Host: o.Node, BootID: string(bytes.TrimSpace(boot))},
 		StateDir: o.StateDir, Datastores: o.Datastores,
 		Transports: transport.New(transport.HotAdd(bus)),
-		Workers:    workers{sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate,
+		Workers:    workers{sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, sup.Close())

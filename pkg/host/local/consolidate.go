@@ -19,6 +19,7 @@ const (
 	consolidateMost  = 2                      // merges at once on this host
 	yieldTime        = 500 * time.Millisecond // how long a merge that had to give way stays away
 	retryFirst       = 10 * time.Second
+	retrySoon        = time.Second
 	retryMost        = 10 * time.Minute
 	leaveTime        = 10 * time.Second // how long the end waits for a datastore that does not answer
 )
@@ -316,7 +317,12 @@ func (b *background) record(m *merge, res volume.ConsolidateResult, err error) (
 	defer b.mu.Unlock()
 	b.freed[m.disk] += res.Freed
 	if err != nil {
-		delay := min(retryMost, max(retryFirst, 2*m.delay))
+		first := retryFirst
+		switch fault.KindOf(err) {
+		case fault.Unavailable, fault.InProgress, fault.Timeout: // a worker died, another process looks at the disk
+			first = retrySoon
+		}
+		delay := min(retryMost, max(first, 2*m.delay))
 		b.waits[m.disk] = wait{until: time.Now().Add(delay), delay: delay, why: err}
 	}
 	return m.copied

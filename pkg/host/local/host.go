@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/kmutex"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -33,6 +34,8 @@ type Config struct {
 	// the datastores are looked over for links that nobody needs; 0: every two minutes.
 	ConsolidateRate  int64
 	ConsolidateEvery time.Duration
+	// OpenRoot opens the directory of a datastore; nil: fsx.OpenRoot.
+	OpenRoot func(path string) (fsx.Dir, error)
 	// DeviceGone waits up to the given time for the kernel to let go of a device that a worker serves; nil: that of FUSE.
 	DeviceGone func(dev *os.File, wait time.Duration) (bool, error)
 }
@@ -93,7 +96,7 @@ func New(c Config) (*Host, error) {
 				"datastore %s or its directory %s is given twice", d.Name, d.Path)
 		}
 		seen[d.Name], seen[d.Path] = true, true
-		h.stores = append(h.stores, &store{cfg: d, me: c.Host, engine: c.Engine, ids: ids, log: c.Log,
+		h.stores = append(h.stores, &store{cfg: d, me: c.Host, engine: c.Engine, openRoot: c.OpenRoot, ids: ids, log: c.Log,
 			background: newBackground(c.ConsolidateEvery)})
 	}
 	slices.SortFunc(h.stores, func(a, b *store) int { return compare(a.cfg.Name, b.cfg.Name) })

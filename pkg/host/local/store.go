@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -15,11 +16,12 @@ import (
 
 // store is one datastore of the host, open or not.
 type store struct {
-	cfg    DatastoreConfig
-	me     lease.Identity
-	engine volume.Engine
-	ids    *identities
-	log    *slog.Logger
+	cfg      DatastoreConfig
+	me       lease.Identity
+	engine   volume.Engine
+	openRoot func(path string) (fsx.Dir, error)
+	ids      *identities
+	log      *slog.Logger
 
 	mu      sync.Mutex
 	ds      *datastore.Datastore
@@ -80,7 +82,7 @@ func (s *store) openLocked() error {
 	if err != nil {
 		return err
 	}
-	ds, err := datastore.OpenPath(s.cfg.Path, datastore.Options{UUID: want, NoLocks: s.cfg.NoLocks})
+	ds, err := s.openPath(datastore.Options{UUID: want, NoLocks: s.cfg.NoLocks})
 	if err != nil {
 		return err
 	}
@@ -93,6 +95,17 @@ func (s *store) openLocked() error {
 	s.ds = ds
 	s.vols = volume.New(volume.Config{Store: ds, Name: s.cfg.Name, Host: s.me, Engine: s.engine, Log: s.log})
 	return nil
+}
+
+func (s *store) openPath(o datastore.Options) (*datastore.Datastore, error) {
+	if s.openRoot == nil {
+		return datastore.OpenPath(s.cfg.Path, o)
+	}
+	root, err := s.openRoot(s.cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	return datastore.Open(root, o)
 }
 
 // same says whether the path still leads to the open datastore.
