@@ -29,8 +29,10 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(asHostd) != "":
 		exit(realHostd())
-	case len(os.Args) == 4 && os.Args[1] == "node":
-		exit(nodeService(os.Args[2], os.Args[3]))
+	case len(os.Args) == 5 && os.Args[1] == "node":
+		exit(nodeService(os.Args[2], os.Args[3], os.Args[4] == "ro"))
+	case len(os.Args) == 3 && os.Args[1] == "stepping":
+		exit(steppingHostd(os.Args[2]))
 	case len(os.Args) > 2 && os.Args[1] == "disk":
 		exit(worker.Main(context.Background(), worker.Params{
 			Files: worker.Inherited(), Open: openers[os.Getenv("TAKEOVER_OPENER")],
@@ -61,7 +63,7 @@ func exit(err error) {
 }
 
 // openers by name; nil is worker.OpenChain.
-var openers = map[string]worker.Opener{"raw": openRaw, "chain": nil, "forgetful": openForgetful}
+var openers = map[string]worker.Opener{"raw": openRaw, "chain": nil, "forgetful": openForgetful, "stepping": openStepping}
 
 // leaks looks for what the tests left: loop devices of theirs, children, descriptors, goroutines. The kernel takes a moment
 // for some of them.

@@ -37,14 +37,19 @@ func realHostd() error { return hostdcli.NewCommand().ExecuteContext(context.Bac
 // in processes of their own. kill kills one of the three kinds in turn.
 type product struct {
 	dir     string
+	store   string // directory of the datastore
+	node    string // name of the node
 	id      string
 	client  *wire.Client
 	hostd   *exec.Cmd
-	node    *nodeProcess
+	service *nodeProcess
 	said    *os.File // what hostd and its workers log
 	killed  int
 	device  string
 	victims []string
+
+	stepping bool // hostd and its workers end at a step: see stepping_test.go
+	readOnly bool
 }
 
 type nodeProcess struct {
@@ -54,8 +59,9 @@ type nodeProcess struct {
 }
 
 // nodeService is the process: it attaches the disk if it is given one, and holds what hostd has attached until its input
-// ends. Its arguments are the socket and the disk's id or "".
-func nodeService(socket, id string) error {
+// ends. Its arguments are the socket, the disk's id or "",
+// and whether it reads only: the device is writable all the same, as a reader's is.
+func nodeService(socket, id string, readOnly bool) error {
 	c := wire.NewClient(socket)
 	defer func() { _ = c.Close() }()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
@@ -71,7 +77,7 @@ func nodeService(socket, id string) error {
 	defer func() { cancel(); <-done }()
 	said := "holding"
 	if id != "" {
-		device, err := attachAndHold(ctx, c, h, id)
+		device, err := attachAndHold(ctx, c, h, id, readOnly)
 		if err != nil {
 			return err
 		}
@@ -85,9 +91,10 @@ func nodeService(socket, id string) error {
 	return err
 }
 
-func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id string) (string, error) {
+func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id string, readOnly bool) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, waitLong)
 	defer cancel()
+	// The kernel's devices are named by disk and node, as those of two nodes that share a kernel are.
 	s, err := fuse.NewSession(id)
 	if err != nil {
 		return "", err
@@ -99,7 +106,7 @@ func attachAndHold(ctx context.Context, c *wire.Client, h *node.Holder, id strin
 	}
 	defer t.Close()
 	dev := host.Device{Fuse: s.Dev, Table: t}
-	att, err := c.Attach(ctx, host.AttachRequest{ID: id}, dev)
+	att, err := c.Attach(ctx, host.AttachRequest{ID: id, ReadOnly: readOnly}, dev)
 	if err != nil {
 		return "", err
 	}
@@ -120,9 +127,13 @@ func (p *product) socket() string { return filepath.Join(p.dir, "run", "s") }
 
 func (p *product) startHostd(t *testing.T) {
 	t.Helper()
-	p.hostd = exec.Command(self(t), "serve", "--node-name=node-a", "--socket="+p.socket(), "--run-dir="+filepath.Join(p.dir, "run"),
-		"--datastore=a="+filepath.Join(p.dir, "store"), "--log-level=warn")
+	p.hostd = exec.Command(self(t), "serve", "--node-name="+p.node, "--socket="+p.socket(), "--run-dir="+filepath.Join(p.dir, "run"),
+		"--datastore=a="+p.store+",scope=shared", "--log-level=warn")
 	p.hostd.Env = append(os.Environ(), asHostd+"=1")
+	if p.stepping {
+		p.hostd = exec.Command(self(t), "stepping", p.dir)
+		p.hostd.Env = append(os.Environ(), "TAKEOVER_OPENER=stepping")
+	}
 	p.hostd.Stdout, p.hostd.Stderr = p.said, p.said
 	if err := p.hostd.Start(); err != nil {
 		t.Fatal(err)
@@ -132,7 +143,11 @@ func (p *product) startHostd(t *testing.T) {
 
 func (p *product) startNode(t *testing.T, id string) string {
 	t.Helper()
-	n := &nodeProcess{cmd: exec.Command(self(t), "node", p.socket(), id)}
+	mode := "rw"
+	if p.readOnly {
+		mode = "ro"
+	}
+	n := &nodeProcess{cmd: exec.Command(self(t), "node", p.socket(), id, mode)}
 	n.cmd.Stderr = p.said
 	var err error
 	if n.in, err = n.cmd.StdinPipe(); err != nil {
@@ -146,7 +161,7 @@ func (p *product) startNode(t *testing.T, id string) string {
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p.node = n
+	p.service = n
 	if !n.out.Scan() {
 		t.Fatalf("the node service ended: %v\n%s", n.cmd.Wait(), p.log())
 	}
@@ -183,10 +198,28 @@ func (p *product) worker(t *testing.T) int {
 // attachProduct makes a disk through hostd and attaches it through the node service.
 func attachProduct(t *testing.T, spec host.DiskSpec, victims ...string) (*product, *rig) {
 	t.Helper()
-	p := &product{dir: t.TempDir(), victims: victims}
-	if err := os.Mkdir(filepath.Join(p.dir, "store"), 0o755); err != nil {
-		t.Fatal(err)
+	p := newProduct(t, "", victims...)
+	return p, p.attach(t, p.create(t, spec))
+}
+
+// newProduct starts hostd of a node over a datastore; "" makes one.
+func newProduct(t *testing.T, store string, victims ...string) *product {
+	t.Helper()
+	p := &product{dir: t.TempDir(), store: store, node: "node-a", victims: victims}
+	if store != "" {
+		p.node = "node-b"
+	} else {
+		p.store = filepath.Join(p.dir, "store")
+		if err := os.Mkdir(p.store, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
+	p.begin(t)
+	return p
+}
+
+func (p *product) begin(t *testing.T) {
+	t.Helper()
 	var err error
 	if p.said, err = os.Create(filepath.Join(p.dir, "log")); err != nil {
 		t.Fatal(err)
@@ -195,11 +228,27 @@ func attachProduct(t *testing.T, spec host.DiskSpec, victims ...string) (*produc
 	p.client = wire.NewClient(p.socket())
 	t.Cleanup(func() { p.client.Close() })
 	p.startHostd(t)
-	spec.Name, spec.Datastore, spec.Size = prefix()+t.Name(), "a", diskSize
+}
+
+func (p *product) create(t *testing.T, spec host.DiskSpec) host.Disk {
+	t.Helper()
+	if spec.Name == "" {
+		spec.Name = prefix() + t.Name()
+	}
+	if spec.Size == 0 {
+		spec.Size = diskSize
+	}
+	spec.Datastore = "a"
 	d, err := p.client.Create(t.Context(), spec)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, p.log())
 	}
+	return d
+}
+
+// attach attaches a disk through the node service.
+func (p *product) attach(t *testing.T, d host.Disk) *rig {
+	t.Helper()
 	p.id = d.ID
 	made = append(made, d.ID)
 	p.device = p.startNode(t, d.ID)
@@ -207,12 +256,16 @@ func attachProduct(t *testing.T, spec host.DiskSpec, victims ...string) (*produc
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{name: d.ID, loop: l, host: p, disk: disk{path: filepath.Join(p.dir, "store", "volumes", d.ID), opener: "chain", size: d.Size,
-		format: vmdk.Format(spec.Format)}}
-	for _, x := range d.Links {
-		r.disk.links = append(r.disk.links, chain.Ref{Name: x.Name, Size: x.Size})
+	r := &rig{name: d.ID, loop: l, host: p, disk: disk{path: filepath.Join(p.store, "volumes", d.ID), opener: "chain", size: d.Size,
+		format: vmdk.Format(d.Spec.Format), links: refs(d.Links)}}
+	return r
+}
+
+func refs(links []host.Link) (list []chain.Ref) {
+	for _, l := range links {
+		list = append(list, chain.Ref{Name: l.Name, Size: l.Size})
 	}
-	return p, r
+	return list
 }
 
 // detachProduct ends all of it; nothing may be left.
@@ -227,8 +280,8 @@ func detachProduct(t *testing.T, p *product, r *rig) {
 	if err := p.client.Detach(within(t, waitLong), p.id); err != nil {
 		t.Errorf("detach: %v\n%s", err, p.log())
 	}
-	p.node.in.Close()
-	if err := p.node.cmd.Wait(); err != nil {
+	p.service.in.Close()
+	if err := p.service.cmd.Wait(); err != nil {
 		t.Errorf("node service: %v\n%s", err, p.log())
 	}
 	if err := p.hostd.Process.Signal(unix.SIGKILL); err != nil {
@@ -268,9 +321,9 @@ func (p *product) kill(t *testing.T) {
 		_ = former.Process.Kill()
 		_ = former.Wait()
 	case "node":
-		_ = p.node.cmd.Process.Kill()
-		p.node.in.Close()
-		_ = p.node.cmd.Wait()
+		_ = p.service.cmd.Process.Kill()
+		p.service.in.Close()
+		_ = p.service.cmd.Wait()
 		p.startNode(t, "")
 	}
 	now := 0

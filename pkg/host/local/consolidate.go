@@ -19,8 +19,9 @@ const (
 	consolidateMost  = 2                      // merges at once on this host
 	yieldTime        = 500 * time.Millisecond // how long a merge that had to give way stays away
 	retryFirst       = 10 * time.Second
-	retrySoon        = time.Second
+	retrySoon        = 200 * time.Millisecond
 	retryMost        = 10 * time.Minute
+	lookGap          = 2 * time.Second  // between two looks at all disks
 	leaveTime        = 10 * time.Second // how long the end waits for a datastore that does not answer
 )
 
@@ -31,6 +32,7 @@ type background struct {
 	wake  chan struct{}
 
 	mu      sync.Mutex
+	all     bool            // look at all disks
 	asked   map[string]bool // disks to look at; all others are looked at every now and then
 	waits   map[string]wait
 	freed   map[string]int64 // bytes, of disks that have more to merge
@@ -63,7 +65,9 @@ func newBackground(every time.Duration) *background {
 // due has the disk looked at soon; "" means all.
 func (b *background) due(disk string) {
 	b.mu.Lock()
-	if disk != "" {
+	if disk == "" {
+		b.all = true
+	} else {
 		b.asked[disk] = true
 		delete(b.waits, disk)
 	}
@@ -135,8 +139,9 @@ func (h *Host) Consolidate(ctx context.Context) {
 
 func (h *Host) consolidate(ctx context.Context, s *store, turns chan struct{}) {
 	b := s.background
+	var looked time.Time // at all
 	next := time.Duration(0)
-	for all := true; ; {
+	for {
 		t := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
@@ -144,15 +149,39 @@ func (h *Host) consolidate(ctx context.Context, s *store, turns chan struct{}) {
 			return
 		case <-b.wake:
 		case <-t.C:
-			all = true
 		}
 		t.Stop()
+		all := b.wantsAll(looked)
+		if all {
+			looked = time.Now()
+		}
+		soon := h.look(ctx, s, all, turns)
 		next = b.every
-		if soon := h.look(ctx, s, all, turns); soon > 0 {
+		if soon > 0 {
 			next = min(next, soon)
 		}
-		all = false
+		if b.asksAll() {
+			next = min(next, lookGap)
+		}
 	}
+}
+
+// wantsAll says whether all disks are to be looked at; looked is when they were last.
+func (b *background) wantsAll(looked time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	since := time.Since(looked)
+	all := since >= b.every || b.all && since >= lookGap
+	if all {
+		b.all = false
+	}
+	return all
+}
+
+func (b *background) asksAll() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all
 }
 
 // look merges what can be merged, and returns when to look again at the latest, 0 for no reason of its own.
@@ -164,16 +193,10 @@ func (h *Host) look(ctx context.Context, s *store, all bool, turns chan struct{}
 	}
 	soon := time.Duration(0)
 	for _, id := range ids {
-		for ctx.Err() == nil && h.working() == nil {
-			if w := b.left(id); w > 0 {
-				if soon == 0 || w < soon {
-					soon = w
-				}
-				break
-			}
-			if !h.mergeOne(ctx, s, v, id, turns) {
-				break
-			}
+		for ctx.Err() == nil && h.working() == nil && b.left(id) == 0 && h.mergeOne(ctx, s, v, id, turns) {
+		}
+		if w := b.left(id); w > 0 && (soon == 0 || w < soon) {
+			soon = w
 		}
 	}
 	return soon

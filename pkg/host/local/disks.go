@@ -106,7 +106,7 @@ func (h *Host) remove(ctx context.Context, id string) error {
 			return noted(a.s, err)
 		}
 		h.places.drop(id)
-		a.s.background.due(id) // its snapshots may need fewer links than it did
+		a.s.background.due("") // its snapshots may need fewer links than it did, and other disks share them no more
 		return nil
 	}
 	if missing == nil {

@@ -89,6 +89,7 @@ func (h *Host) adopt(ctx context.Context, held host.Held) error {
 	if err := h.serve(ctx, a, o, held.Device, held.Worker); err != nil {
 		return err
 	}
+	s.background.due(att.ID) // what its predecessor had begun goes on
 	h.log.Info("disk adopted", "disk", att.ID, "epoch", att.Epoch, "slot", chosen.Slot)
 	return nil
 }

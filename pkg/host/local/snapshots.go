@@ -118,6 +118,7 @@ func (h *Host) DeleteSnapshot(ctx context.Context, id string) error {
 	h.count.snapshotsDeleted.Add(1)
 	end()
 	s.background.due(disk)
+	s.background.due("") // a retired disk may be gone with it, and other disks share its links no more
 	return nil
 }
 
