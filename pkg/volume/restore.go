@@ -182,7 +182,8 @@ func (v *Volumes) pointServed(ctx context.Context, s *session, m datastore.Manif
 	if err := tooDeep("a clone of disk "+s.ID(), depth(m)+1); err != nil {
 		return m, err
 	}
-	return v.newHead(ctx, s, m, source, func(next datastore.Manifest, _ datastore.Link) datastore.Manifest { return next })
+	m, after, err := v.newHead(ctx, s, m, source, func(next datastore.Manifest, _ datastore.Link) datastore.Manifest { return next })
+	return m, errors.Join(after, err) // a poisoned worker keeps its locks on the files that are to be read
 }
 
 // pointFree is step 1 of a source that nobody serves. The caller releases it.
@@ -225,6 +226,11 @@ func (v *Volumes) share(ctx context.Context, s *session, m datastore.Manifest, r
 			return nil, noSnapshot(rec.Source.Snapshot)
 		}
 		n = m.Index(p.Link) + 1
+	}
+	// A link is shared clean or not at all: with a second name nobody mends it any more. A process that died right after a
+	// snapshot's commit may have left its parent marked.
+	if err := v.engine.Mend(ctx, s.Dir(), m.Links[:n]); err != nil {
+		return nil, err
 	}
 	return v.engine.Share(ctx, s.Dir(), m.Links[:n], vol.Dir(), how)
 }

@@ -113,7 +113,7 @@ func (c *Chain) mend(i int) error {
 }
 
 // Mend recovers a link of a closed chain that a crash left unclean after it had become a parent, or while it was merged,
-// and marks it clean. It does nothing to a clean one. Nobody may have the chain open.
+// and marks it clean. It does nothing to a clean one. Nobody may write the link; a parent may be open for reading.
 func Mend(d fsx.Dir, name string) error {
 	l, err := vmdk.Open(d, name, vmdk.Options{})
 	if err != nil {
