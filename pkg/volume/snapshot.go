@@ -152,23 +152,25 @@ func withSnapshot(m datastore.Manifest, l datastore.Link, p *datastore.Snapshot)
 
 // snapshotServed is step 2 of a disk that server serves.
 func (v *Volumes) snapshotServed(ctx context.Context, s *session, m datastore.Manifest, p *datastore.Snapshot, frozenUntil time.Time, server Server) (datastore.Manifest, error) {
-	return v.newHead(ctx, s, m, server, func(next datastore.Manifest, parent datastore.Link) datastore.Manifest {
+	m, _, err := v.newHead(ctx, s, m, server, func(next datastore.Manifest, parent datastore.Link) datastore.Manifest {
 		p.Consistency = string(host.CrashConsistent)
 		if time.Now().Before(frozenUntil) {
 			p.Consistency = string(host.FilesystemConsistent)
 		}
 		return withSnapshot(next, parent, p)
 	})
+	return m, err // what went wrong after the commit is seen in the disk
 }
 
-// newHead has server put a child on top of the disk, and commits it with what change adds.
-func (v *Volumes) newHead(ctx context.Context, s *session, m datastore.Manifest, server Server, change func(datastore.Manifest, datastore.Link) datastore.Manifest) (datastore.Manifest, error) {
+// newHead has server put a child on top of the disk, and commits it with what change adds. after is what went wrong when it
+// was committed.
+func (v *Volumes) newHead(ctx context.Context, s *session, m datastore.Manifest, server Server, change func(datastore.Manifest, datastore.Link) datastore.Manifest) (_ datastore.Manifest, after, err error) {
 	if err := v.serving(s.ID(), m); err != nil {
-		return m, err
+		return m, nil, err
 	}
 	name, err := childName(s.Volume, m)
 	if err != nil {
-		return m, err
+		return m, nil, err
 	}
 	committed := false
 	err = server.Snapshot(ctx, name, 0, func(parent, child *vmdk.Info) error {
@@ -181,12 +183,12 @@ func (v *Volumes) newHead(ctx context.Context, s *session, m datastore.Manifest,
 		return err
 	})
 	if committed {
-		return m, nil // what went wrong afterwards is seen in the disk
+		return m, err, nil
 	}
 	if err == nil {
 		err = fault.New(fault.Internal, "", "the worker of disk %s answered without a commit", s.ID())
 	}
-	return m, err
+	return m, nil, err
 }
 
 // find is the snapshot of that id, nil if m has none.
