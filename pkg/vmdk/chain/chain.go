@@ -190,9 +190,17 @@ func (c *Chain) validate() error {
 	return nil
 }
 
-// grownForMerge tells that link i has the size of its child, below which it is recorded.
+// grownForMerge tells that link i has the size of its child, below which it is recorded. A head without a recorded size has
+// the one that it says.
 func (c *Chain) grownForMerge(i int) bool {
-	return i+1 < len(c.links) && c.refs[i+1].Size > c.refs[i].Size && c.links[i].Size() > c.refs[i].Size && c.links[i].Size() == c.links[i+1].Size()
+	if i+1 >= len(c.links) || c.links[i].Size() != c.links[i+1].Size() {
+		return false
+	}
+	above := c.refs[i+1].Size
+	if above == 0 && i+1 == len(c.links)-1 {
+		above = c.links[i+1].Size()
+	}
+	return above > c.refs[i].Size && c.links[i].Size() > c.refs[i].Size
 }
 
 func (c *Chain) validatePair(i int) error {
