@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/test/cluster"
@@ -18,15 +20,23 @@ func TestPods(t *testing.T) {
 		name string
 		test func(*testing.T)
 	}{
+		{"SharedDatastore", sharedDatastore},
+		{"ManySnapshots", manySnapshots},
+		{"Full", full},
 		{"DamagedFiles", damagedFiles},
+		{"AnyOrder", anyOrder},
+		{"DetachedSnapshots", detachedSnapshots},
+		{"RestoreBesideSource", restoreBesideSource},
+		{"GrowthWithSnapshots", growthWithSnapshots},
 		{"WorkerDies", workerDies},
 		{"OnlineGrowth", onlineGrowth},
 		{"FileSystems", fileSystems},
-		{"SharedMove", sharedMove},
-		{"ReadOnlyMany", readOnlyMany},
+		{"FreezeOfHungFileSystem", freezeOfHungFileSystem},
+		{"PreProvisioned", preProvisioned},
+		{"BadSnapshots", badSnapshots},
+		{"SnapshotOfFullFileSystem", snapshotOfFullFileSystem},
 		{"WrongFileSystem", wrongFileSystem},
 		{"PodDeletedWhileStaging", podDeletedWhileStaging},
-		{"FullWhileWriting", fullWhileWriting},
 		{"FullDatastore", fullDatastore},
 		{"RawBlock", rawBlock},
 		{"TwoPodsOneNode", twoPodsOneNode},
@@ -42,10 +52,7 @@ func TestPods(t *testing.T) {
 }
 
 // TestRestarts is what every pod of the cluster would notice.
-func TestRestarts(t *testing.T) {
-	t.Run("Components", restarts)
-	t.Run("APIServer", apiServerRestart)
-}
+func TestRestarts(t *testing.T) { restarts(t) }
 
 // TestZNothingLeft runs last.
 func TestZNothingLeft(t *testing.T) { nothingLeft(t) }
@@ -53,11 +60,11 @@ func TestZNothingLeft(t *testing.T) { nothingLeft(t) }
 // nothingLeft: no object, file, loop device or mount of the tests before is left.
 func nothingLeft(t *testing.T) {
 	e := newEnv(t)
-	e.wait(goneTimeout, "every VirtualDisk is gone", func() (string, bool) {
-		out := e.kubectl("get", "virtualdisks", "-o", "name")
+	e.wait(goneTimeout, "every VirtualDisk and DiskSnapshot is gone", func() (string, bool) {
+		out := e.kubectl("get", "virtualdisks,disksnapshots,volumesnapshotcontents", "-o", "name")
 		return out, out == ""
 	})
-	roots := []string{cluster.SharedDir()}
+	roots := slices.Collect(maps.Values(sharedRoots()))
 	for _, w := range e.workers() {
 		roots = append(roots, filepath.Join(cluster.StateDir(), w))
 	}

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vmdk-csi/vmdk-csi/test/cluster"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // steadyWriter appends a numbered line with an fsync, several times a second, and keeps going whatever happens around it.
@@ -28,7 +28,12 @@ done`
 // lines is how far the writer has come.
 func (e *env) lines(podName string) int {
 	e.t.Helper()
-	f := strings.Fields(e.in("logs", podName, "--tail=1"))
+	tail := int64(1)
+	out, err := e.api().CoreV1().Pods(e.ns).GetLogs(podName, &corev1.PodLogOptions{TailLines: &tail}).DoRaw(e.t.Context())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	f := strings.Fields(string(out))
 	if len(f) == 0 {
 		return 0
 	}
@@ -69,79 +74,17 @@ func workerDies(t *testing.T) {
 			e.running("p")
 			e.advances("p", 5)
 			d := e.diskOf("c")
-			node := e.attachedOn(d.Metadata.Name)
+			node := e.attachedOn(d.Name)
 			for range 3 {
-				if !e.killWorker(node, d.Metadata.Name) {
-					t.Fatal("no worker process serves the disk: the test would prove nothing")
-				}
+				e.killWorker(node, d.Name)
 				e.advances("p", 10)
 			}
 			e.complete("p")
 			e.wait(time.Minute, "the restarts are counted on the object", func() (string, bool) {
-				a := e.disk(d.Metadata.Name).Status.Attachments
+				a := e.disk(d.Name).Status.Attachments
 				return fmt.Sprint(a), len(a) == 1 && a[0].Restarts >= 3
 			})
 		})
-	}
-}
-
-// restarts restarts every component under a pod that writes; then the claim is moved, which needs them all.
-func restarts(t *testing.T) {
-	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-sparse"})
-	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
-	e.running("p")
-	d := e.diskOf("c")
-	node := e.attachedOn(d.Metadata.Name)
-	for _, tc := range []struct {
-		component string
-		force     bool
-	}{{"hostd", true}, {"node", true}, {"hostd", false}, {"node", false}, {"controller", true}} {
-		sel := "app.kubernetes.io/component=" + tc.component
-		args := []string{"-n", cluster.DriverNamespace, "delete", "pod", "-l", sel, "--wait=false"}
-		if tc.component != "controller" {
-			args = append(args, "--field-selector", "spec.nodeName="+node)
-		}
-		if tc.force {
-			args = append(args, "--grace-period=0", "--force")
-		}
-		e.kubectl(args...)
-		e.advances("p", 20)
-		e.wait(podTimeout, tc.component+" is back", func() (string, bool) {
-			out, err := tryKubectl("-n", cluster.DriverNamespace, "wait", "pod", "-l", sel, "--for=condition=Ready", "--timeout=5s")
-			return out, err == nil
-		})
-	}
-	// an upgrade: hostd surges, the successor takes every disk from its predecessor
-	e.kubectl("-n", cluster.DriverNamespace, "rollout", "restart", "daemonset", "-l", "app.kubernetes.io/component=hostd")
-	e.advances("p", 20)
-	e.kubectl("-n", cluster.DriverNamespace, "rollout", "status", "daemonset", "-l", "app.kubernetes.io/component=hostd", "--timeout=180s")
-	e.advances("p", 10)
-	e.complete("p")
-	e.deletePod("p")
-	last := strings.Fields(e.runPod(pod{Name: "q", Claim: "c", Script: "tail -1 /data/log"}))
-	if len(last) != 2 {
-		t.Errorf("the second pod reads %q", last)
-	}
-	e.detached(d.Metadata.Name)
-}
-
-func apiServerRestart(t *testing.T) {
-	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-xfs"})
-	e.pod(pod{Name: "p", Claim: "c", Script: steadyWriter})
-	e.running("p")
-	// the kubelet restarts its static pod
-	e.host("docker", "exec", cluster.Name+"-control-plane", "sh", "-c",
-		`crictl ps -q --name kube-apiserver | xargs -r crictl stop >/dev/null`)
-	e.wait(podTimeout, "the API server is back", func() (string, bool) {
-		out, err := tryKubectl("get", "--raw", "/readyz")
-		return out, err == nil && out == "ok"
-	})
-	e.advances("p", 10)
-	e.deletePod("p")
-	if out := e.runPod(pod{Name: "q", Claim: "c", Script: "wc -l </data/log"}); strings.TrimSpace(out) == "0" {
-		t.Error("nothing was written")
 	}
 }
 
@@ -206,7 +149,7 @@ func damagedFiles(t *testing.T) {
 		e.claim(claim{Name: tc.name, Class: "e2e-shared"})
 		e.runPod(pod{Name: "w-" + tc.name, Claim: tc.name, Script: "echo " + tc.name + " >/data/f"})
 		d := e.diskOf(tc.name)
-		e.detached(d.Metadata.Name)
+		e.detached(d.Name)
 		names, err := filepath.Glob(filepath.Join(e.files(d), tc.file))
 		if err != nil || len(names) == 0 {
 			t.Fatalf("no %s in %s", tc.file, e.files(d))
@@ -229,35 +172,13 @@ func damagedFiles(t *testing.T) {
 	}
 }
 
-// fullWhileWriting: when the datastore of a thin disk fills up, the writer is told, and the claim says why; with room
-// again the same pod goes on.
-func fullWhileWriting(t *testing.T) {
-	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-small-thin", Size: "32Mi"})
-	e.pod(pod{Name: "p", Claim: "c"})
-	e.running("p")
-	node := e.attachedOn(e.diskOf("c").Metadata.Name)
-	const filler = "/var/lib/vmdk-csi/small/filler"
-	defer e.host("docker", "exec", node, "rm", "-f", filler)
-	e.host("docker", "exec", node, "sh", "-c", "! dd if=/dev/zero of="+filler+" bs=64k 2>/dev/null")
-	const write = "if dd if=/dev/urandom of=/data/$1 bs=1M count=8 conv=fsync 2>/dev/null; then echo WROTE; else echo FAILED; fi"
-	if out := e.in("exec", "p", "--", "sh", "-c", write, "sh", "a"); out != "FAILED" {
-		t.Errorf("a write into a full datastore: %s", out)
-	}
-	e.eventually("PersistentVolumeClaim", "c", "Warning DatastoreFull", "no space left")
-	e.host("docker", "exec", node, "rm", "-f", filler)
-	if out := e.in("exec", "p", "--", "sh", "-c", write, "sh", "b"); out != "WROTE" {
-		t.Errorf("a write after there was room again: %s", out)
-	}
-}
-
 // wrongFileSystem: a disk that holds ext4 is not formatted anew because a volume says xfs.
 func wrongFileSystem(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-ext4"})
 	e.runPod(pod{Name: "w", Claim: "c", Script: "echo precious >/data/f"})
 	d := e.diskOf("c")
-	e.detached(d.Metadata.Name)
+	e.detached(d.Name)
 	var pv map[string]any
 	name := e.in("get", "pvc", "c", "-o", "jsonpath={.spec.volumeName}")
 	if err := json.Unmarshal([]byte(e.kubectl("get", "pv", name, "-o", "json")), &pv); err != nil {
@@ -300,5 +221,5 @@ func podDeletedWhileStaging(t *testing.T) {
 	if strings.TrimSpace(out) != "ok" {
 		t.Errorf("the last pod: %q", out)
 	}
-	e.detached(e.diskOf("c").Metadata.Name)
+	e.detached(e.diskOf("c").Name)
 }

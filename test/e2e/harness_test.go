@@ -5,16 +5,26 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"text/template"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/test/cluster"
 )
 
@@ -41,7 +51,7 @@ func newEnv(t *testing.T) *env {
 		}
 		// Pods before claims: a claim in use is only marked.
 		_, _ = tryKubectl("-n", ns, "delete", "pod", "--all", "--now", "--wait", "--timeout=120s")
-		_, _ = tryKubectl("-n", ns, "delete", "pvc", "--all", "--wait", "--timeout=120s")
+		_, _ = tryKubectl("-n", ns, "delete", "volumesnapshot,pvc", "--all", "--wait", "--timeout=120s")
 		if out, err := tryKubectl("delete", "namespace", ns, "--wait", "--timeout=120s"); err != nil {
 			t.Errorf("namespace %s stays: %s", ns, out)
 		}
@@ -49,11 +59,70 @@ func newEnv(t *testing.T) *env {
 	return e
 }
 
+// clients are for what is asked again and again: a kubectl for each look would cost the machine more than the tests do.
+var clients = sync.OnceValues(func() (*kubeClients, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
+	if err != nil {
+		return nil, err
+	}
+	config.QPS, config.Burst = 100, 200
+	k, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	d, err := dynamic.NewForConfig(config)
+	return &kubeClients{Clientset: k, objects: d}, err
+})
+
+type kubeClients struct {
+	*kubernetes.Clientset
+	objects dynamic.Interface
+}
+
+func (e *env) api() *kubeClients {
+	e.t.Helper()
+	c, err := clients()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return c
+}
+
+// object reads an object that has no typed client; namespace "": a cluster's. Its absence is a failure of the test.
+func (e *env) object(gvr schema.GroupVersionResource, namespace, name string) *unstructured.Unstructured {
+	e.t.Helper()
+	o, err := e.api().objects.Resource(gvr).Namespace(namespace).Get(e.t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		e.t.Fatalf("%s %s: %v", gvr.Resource, name, err)
+	}
+	return o
+}
+
+func (e *env) into(o *unstructured.Unstructured, typed any) {
+	e.t.Helper()
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, typed); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// phase of a pod; a pod that failed ends the test.
+func (e *env) phase(podName string) string {
+	e.t.Helper()
+	p, err := e.api().CoreV1().Pods(e.ns).Get(e.t.Context(), podName, metav1.GetOptions{})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if p.Status.Phase == corev1.PodFailed {
+		e.t.Fatalf("pod %s failed: %s", podName, e.in("logs", podName))
+	}
+	return string(p.Status.Phase)
+}
+
 func (e *env) dump() {
 	for _, args := range [][]string{
-		{"-n", e.ns, "get", "pods,pvc", "-o", "wide"},
+		{"-n", e.ns, "get", "pods,pvc,volumesnapshots", "-o", "wide"},
 		{"-n", e.ns, "get", "events", "--sort-by=.lastTimestamp"},
-		{"get", "virtualdisks", "-o", "wide"},
+		{"get", "virtualdisks,disksnapshots", "-o", "wide"},
 	} {
 		out, _ := tryKubectl(args...)
 		e.t.Logf("$ kubectl %s\n%s", strings.Join(args, " "), out)
@@ -96,6 +165,7 @@ type claim struct {
 	Name, Class, Size, Mode string
 	Block                   bool
 	Volume                  string // name of an existing PV
+	Snapshot, Clone         string // the VolumeSnapshot or claim that it gets its content from
 }
 
 const claimTemplate = `apiVersion: v1
@@ -109,6 +179,12 @@ spec:
   {{- end}}
   {{- if .Volume}}
   volumeName: {{.Volume}}
+  {{- end}}
+  {{- if .Snapshot}}
+  dataSource: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: {{.Snapshot}}}
+  {{- end}}
+  {{- if .Clone}}
+  dataSource: {kind: PersistentVolumeClaim, name: {{.Clone}}}
   {{- end}}
   resources: {requests: {storage: {{.Size}}}}
 `
@@ -184,10 +260,7 @@ func (e *env) pod(p pod) {
 func (e *env) running(name string) {
 	e.t.Helper()
 	e.wait(podTimeout, "pod "+name+" runs", func() (string, bool) {
-		phase := e.in("get", "pod", name, "-o", "jsonpath={.status.phase}")
-		if phase == "Failed" {
-			e.t.Fatalf("pod %s failed: %s", name, e.in("logs", name))
-		}
+		phase := e.phase(name)
 		return phase, phase == "Running"
 	})
 }
@@ -196,10 +269,7 @@ func (e *env) running(name string) {
 func (e *env) done(name string) string {
 	e.t.Helper()
 	e.wait(podTimeout, "pod "+name+" ends", func() (string, bool) {
-		phase := e.in("get", "pod", name, "-o", "jsonpath={.status.phase}")
-		if phase == "Failed" {
-			e.t.Fatalf("pod %s failed: %s", name, e.in("logs", name))
-		}
+		phase := e.phase(name)
 		return phase, phase == "Succeeded"
 	})
 	return e.in("logs", name)
@@ -240,42 +310,32 @@ func (e *env) wait(timeout time.Duration, what string, probe func() (saw string,
 	}
 }
 
-// disk is what the test needs of a VirtualDisk.
-type disk struct {
-	Metadata struct{ Name string }
-	Spec     struct {
-		Datastore, Host string
-		Claims          []struct{ Node string }
-	}
-	Status struct {
-		Phase       string
-		SizeBytes   int64
-		Attachments []struct {
-			Host      string
-			WorkerPID int
-			Restarts  int
-		}
-		Conditions []struct{ Type, Status, Reason, Message string }
-	}
-}
+// disk is a VirtualDisk.
+type disk = v1alpha1.VirtualDisk
 
-// diskOf is the VirtualDisk behind a bound claim.
-func (e *env) diskOf(claimName string) disk {
+// diskOf is the VirtualDisk behind a claim, once that is bound.
+func (e *env) diskOf(claimName string) *disk {
 	e.t.Helper()
+	var volume string
 	e.wait(podTimeout, "claim "+claimName+" is bound", func() (string, bool) {
-		p := e.in("get", "pvc", claimName, "-o", "jsonpath={.status.phase}")
-		return p, p == "Bound"
+		c, err := e.api().CoreV1().PersistentVolumeClaims(e.ns).Get(e.t.Context(), claimName, metav1.GetOptions{})
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		volume = c.Spec.VolumeName
+		return string(c.Status.Phase), c.Status.Phase == corev1.ClaimBound
 	})
-	pv := e.in("get", "pvc", claimName, "-o", "jsonpath={.spec.volumeName}")
-	return e.disk(e.kubectl("get", "pv", pv, "-o", "jsonpath={.spec.csi.volumeHandle}"))
-}
-
-func (e *env) disk(id string) disk {
-	e.t.Helper()
-	var d disk
-	if err := json.Unmarshal([]byte(e.kubectl("get", "virtualdisk", id, "-o", "json")), &d); err != nil {
+	pv, err := e.api().CoreV1().PersistentVolumes().Get(e.t.Context(), volume, metav1.GetOptions{})
+	if err != nil {
 		e.t.Fatal(err)
 	}
+	return e.disk(pv.Spec.CSI.VolumeHandle)
+}
+
+func (e *env) disk(id string) *disk {
+	e.t.Helper()
+	d := new(disk)
+	e.into(e.object(v1alpha1.GroupVersion.WithResource("virtualdisks"), "", id), d)
 	return d
 }
 
@@ -301,20 +361,25 @@ func (e *env) detached(id string) {
 	})
 }
 
+// sharedRoots are the datastores that both workers reach, as this machine sees them.
+func sharedRoots() map[string]string {
+	return map[string]string{"shared": cluster.SharedDir(), "unlocked": filepath.Join(cluster.SharedDir(), "unlocked")}
+}
+
 // files is the disk's directory on this machine.
-func (e *env) files(d disk) string {
+func (e *env) files(d *disk) string {
 	e.t.Helper()
-	root := filepath.Join(cluster.StateDir(), d.Spec.Host)
-	if d.Spec.Datastore == "shared" {
-		root = cluster.SharedDir()
+	root, shared := sharedRoots()[d.Spec.Datastore]
+	if !shared {
+		root = filepath.Join(cluster.StateDir(), d.Spec.Host)
 	}
-	return filepath.Join(root, "volumes", d.Metadata.Name)
+	return filepath.Join(root, "volumes", d.Name)
 }
 
 // raw is the detached disk's content as qemu-img reads it.
-func (e *env) raw(d disk) string {
+func (e *env) raw(d *disk) string {
 	e.t.Helper()
-	e.detached(d.Metadata.Name)
+	e.detached(d.Name)
 	out := filepath.Join(e.t.TempDir(), "disk.raw")
 	e.host("qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(e.files(d), "disk.vmdk"), out)
 	return out
@@ -333,8 +398,16 @@ func (e *env) host(argv ...string) string {
 // events are the messages of the object's events.
 func (e *env) events(kind, name string) string {
 	e.t.Helper()
-	return e.in("get", "events", "--field-selector", "involvedObject.kind="+kind+",involvedObject.name="+name,
-		"-o", "jsonpath={range .items[*]}{.type} {.reason}: {.message}{\"\\n\"}{end}")
+	list, err := e.api().CoreV1().Events(e.ns).List(e.t.Context(),
+		metav1.ListOptions{FieldSelector: "involvedObject.kind=" + kind + ",involvedObject.name=" + name})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, ev := range list.Items {
+		fmt.Fprintf(&b, "%s %s: %s\n", ev.Type, ev.Reason, ev.Message)
+	}
+	return b.String()
 }
 
 func (e *env) eventually(kind, name string, want ...string) {
@@ -356,21 +429,31 @@ func (e *env) workers() []string {
 	return strings.Fields(e.kubectl("get", "nodes", "-l", "!node-role.kubernetes.io/control-plane", "-o", "jsonpath={.items[*].metadata.name}"))
 }
 
-// killWorker kills -9 the process that serves the disk, by its pid, which it finds by its own command line in /proc of
-// the node. It returns false when there is none.
-func (e *env) killWorker(node, id string) bool {
+// workerPID is the process that serves the disk, as the node sees it, found by its own command line in /proc; "" if there is none.
+func (e *env) workerPID(node, id string) string {
 	e.t.Helper()
 	cmd := exec.Command("docker", "exec", node, "sh", "-c", `w=di; for p in /proc/[0-9]*; do
   c=$(cat $p/cmdline 2>/dev/null | tr '\0' ' ') || continue
-  case $c in *" ${w}sk "*" $1 "*) kill -9 ${p#/proc/} && echo ${p#/proc/};; esac
+  case $c in *" ${w}sk "*" $1 "*) echo ${p#/proc/};; esac
 done`, "sh", id)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		e.t.Fatalf("kill worker on %s: %v\n%s", node, err, stderr.String())
+		e.t.Fatalf("look for the worker on %s: %v\n%s", node, err, stderr.String())
 	}
-	return strings.TrimSpace(string(out)) != ""
+	pid, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return pid
+}
+
+// killWorker kills -9 the process that serves the disk. Without one the test would prove nothing.
+func (e *env) killWorker(node, id string) {
+	e.t.Helper()
+	pid := e.workerPID(node, id)
+	if pid == "" {
+		e.t.Fatalf("no worker process serves %s on %s", id, node)
+	}
+	e.host("docker", "exec", node, "kill", "-9", pid)
 }
 
 func mustRead(t *testing.T, path string) []byte {

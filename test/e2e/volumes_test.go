@@ -32,6 +32,7 @@ func fileSystems(t *testing.T) {
 		{"e2e-xfs", "xfs", 0, "monolithicFlat"},
 		{"e2e-sparse", "xfs", 0, "twoGbMaxExtentSparse"},
 		{"e2e-eager", "ext4", 0, "monolithicFlat"},
+		{"e2e-btrfs", "btrfs", 0, "monolithicFlat"},
 		{"e2e-gpt", "xfs", 1 << 20, "monolithicFlat"},
 	} {
 		t.Run(tc.class, func(t *testing.T) {
@@ -61,10 +62,8 @@ func fileSystems(t *testing.T) {
 func (e *env) sumInImage(raw, fstype string, offset int64, name string) string {
 	e.t.Helper()
 	dir := e.t.TempDir()
-	opts := "ro,loop,noload,offset=" + strconv.FormatInt(offset, 10)
-	if fstype == "xfs" {
-		opts = "ro,loop,norecovery,nouuid,offset=" + strconv.FormatInt(offset, 10)
-	}
+	own := map[string]string{"ext4": ",noload", "xfs": ",norecovery,nouuid"}[fstype]
+	opts := "ro,loop" + own + ",offset=" + strconv.FormatInt(offset, 10)
 	// A private mount namespace: nothing stays when the shell ends.
 	out := e.host("unshare", "-m", "--propagation", "private", "sh", "-ec",
 		fmt.Sprintf("mount -t %s -o %s %s %s && sha256sum < %s/%s", fstype, opts, raw, dir, dir, name))
@@ -133,78 +132,8 @@ func readOnlyPublishAndFSGroup(t *testing.T) {
 	}
 }
 
-// readOnlyMany reads one detached content on both workers at once.
-func readOnlyMany(t *testing.T) {
-	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-shared"})
-	want := e.runPod(pod{Name: "writer", Claim: "c", Script: writeAndSum(4)})
-	d := e.diskOf("c")
-	e.detached(d.Metadata.Name)
-	e.apply(fmt.Sprintf(`apiVersion: v1
-kind: PersistentVolume
-metadata: {name: rox-%[1]s}
-spec:
-  accessModes: [ReadOnlyMany]
-  capacity: {storage: 320Mi}
-  storageClassName: ""
-  persistentVolumeReclaimPolicy: Retain
-  claimRef: {name: ro, namespace: %[1]s}
-  csi: {driver: csi.vmdk-csi.io, volumeHandle: %[2]s, fsType: xfs, readOnly: true, volumeAttributes: {datastore: shared}}
-`, e.ns, d.Metadata.Name))
-	t.Cleanup(func() { _, _ = tryKubectl("delete", "pv", "rox-"+e.ns, "--wait=false") })
-	e.claim(claim{Name: "ro", Mode: "ReadOnlyMany", Volume: "rox-" + e.ns})
-	for i, w := range e.workers() {
-		e.pod(pod{Name: "r" + strconv.Itoa(i), Claim: "ro", Node: w, ReadOnly: true, Script: readSum + "; while :; do sleep 1; done"})
-	}
-	for i := range e.workers() {
-		name := "r" + strconv.Itoa(i)
-		e.running(name)
-		e.wait(podTimeout, name+" reads", func() (string, bool) {
-			got := e.in("logs", name)
-			return got, strings.TrimSpace(got) == strings.TrimSpace(want)
-		})
-	}
-	if n := len(e.disk(d.Metadata.Name).Status.Attachments); n != 2 {
-		t.Errorf("%d attachments, want one on each worker", n)
-	}
-	e.deletePod("r0")
-	e.deletePod("r1")
-	e.in("delete", "pvc", "ro", "--wait")
-	e.detached(d.Metadata.Name)
-}
-
-// sharedMove moves a claim between the workers: the second attach waits for the clean release of the first.
-func sharedMove(t *testing.T) {
-	e := newEnv(t)
-	e.claim(claim{Name: "c", Class: "e2e-shared"})
-	w := e.workers()
-	e.pod(pod{Name: "a", Claim: "c", Node: w[0], Script: writeAndSum(8) + "; while :; do sleep 1; done"})
-	e.running("a")
-	var want string
-	e.wait(podTimeout, "a has written", func() (string, bool) { want = e.in("logs", "a"); return want, len(want) >= 64 })
-	d := e.diskOf("c")
-	e.pod(pod{Name: "b", Claim: "c", Node: w[1], Script: readSum})
-	e.eventually("Pod", "b", "FailedAttachVolume", "used by pod(s) a")
-	if got := e.in("get", "pod", "b", "-o", "jsonpath={.status.phase}"); got != "Pending" {
-		t.Errorf("b is %s while a has the disk", got)
-	}
-	e.deletePod("a")
-	if got := e.done("b"); strings.TrimSpace(got) != strings.TrimSpace(want) {
-		t.Errorf("b on %s reads %q, a on %s wrote %q", w[1], got, w[0], want)
-	}
-	e.deletePod("b")
-	if got := e.sumInImage(e.raw(d), "xfs", 0, "blob"); got != strings.TrimSpace(want) {
-		t.Errorf("through qemu-img: %s, want %s", got, want)
-	}
-	// the releases are recorded: the newest manifest is a clean one of the second owner
-	names, err := filepath.Glob(filepath.Join(e.files(d), "manifest-*.json"))
-	if err != nil || len(names) == 0 {
-		t.Fatalf("no manifest in %s (%v)", e.files(d), err)
-	}
-}
-
 func onlineGrowth(t *testing.T) {
-	for _, class := range []string{"e2e-xfs", "e2e-sparse", "e2e-gpt", "e2e-ext4"} {
+	for _, class := range []string{"e2e-xfs", "e2e-sparse", "e2e-gpt", "e2e-btrfs", "e2e-ext4"} {
 		t.Run(class, func(t *testing.T) {
 			t.Parallel()
 			if class == "e2e-ext4" && !haveSysResource(t) {
@@ -215,18 +144,9 @@ func onlineGrowth(t *testing.T) {
 			e.pod(pod{Name: "p", Claim: "c"})
 			e.running("p")
 			want := e.exec("p", writeAndSum(8))
-			before, _ := strconv.Atoi(e.exec("p", "df -k /data | tail -1 | awk '{print $2}'"))
+			before := e.kib("p", 2)
 			e.in("patch", "pvc", "c", "-p", `{"spec":{"resources":{"requests":{"storage":"640Mi"}}}}`)
-			e.wait(podTimeout, "the disk has grown", func() (string, bool) {
-				got := e.in("get", "pvc", "c", "-o", "jsonpath={.status.conditions[*].type}{.status.capacity.storage}")
-				return got, strings.Contains(got, "FileSystemResizePending") || strings.Contains(got, "640Mi")
-			})
-			// The kubelet looks at a pod when something about it changes, else once a minute.
-			e.in("annotate", "pod", "p", "looked-at=now")
-			e.wait(podTimeout, "the pod sees the new size", func() (string, bool) {
-				after, _ := strconv.Atoi(e.exec("p", "df -k /data | tail -1 | awk '{print $2}'"))
-				return fmt.Sprintf("%d KiB, was %d", after, before), after > before+250*1024
-			})
+			e.podSees("p", "640Mi", before+250*1024)
 			if got := e.exec("p", readSum); got != want {
 				t.Errorf("content changed: %s, was %s", got, want)
 			}
