@@ -134,7 +134,7 @@ const putFile = `put() { head -c $2 /dev/zero | tr '\0' "$1" | dd of=/data/$1 bs
 `
 
 // listing prints every file of /data that put made, with a checksum.
-const listing = `cd /data; for f in ?; do echo "$f $(cksum <$f | cut -d' ' -f1)"; done | paste -sd, -`
+const listing = `cd /data; for f in ?; do echo "$f $(md5sum <$f | cut -c1-8)"; done | paste -sd, -`
 
 // kib is a column of df in KiB.
 func (e *env) kib(podName string, column int) int {
