@@ -47,7 +47,7 @@ set_up() {
   "$HACK_DIR/kind/up.sh" "${images[@]}"
   eval "$("$HACK_DIR/kind/env.sh" --print)"
   export PATH=$REPO_DIR/bin:$PATH
-  "$HACK_DIR/install.sh" --values "$HACK_DIR/kind/values.yaml"
+  VMDK_CSI_LOADED=$("$HACK_DIR/images.sh" --version) "$HACK_DIR/install.sh" --values "$HACK_DIR/kind/values.yaml"
 }
 
 # clean takes away what an earlier run left. Pods before claims: a claim in use is only marked.
