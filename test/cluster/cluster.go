@@ -74,6 +74,13 @@ func Up(ctx context.Context, out io.Writer) error {
 	if err := mountSpecial(ctx, env); err != nil {
 		return err
 	}
+	tag, err := script(ctx, out, "hack/images.sh", "--version")
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv("VMDK_CSI_LOADED", strings.TrimSpace(tag)); err != nil {
+		return fmt.Errorf("set VMDK_CSI_LOADED: %w", err)
+	}
 	if _, err := script(ctx, out, "hack/install.sh", "--values", filepath.Join(Repo(), "test/e2e/values.yaml")); err != nil {
 		return err
 	}
