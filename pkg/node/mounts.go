@@ -21,12 +21,17 @@ func NewKernelMounts() *KernelMounts {
 
 const mountInfo = "/proc/self/mountinfo"
 
+// mangled writes a path as the kernel shows it in mountinfo, which mount-utils leaves as it is (fs/proc_namespace.c,
+// show_mountinfo; fs/seq_file.c, mangle_path).
+var mangled = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
+
 // At reads mountinfo, and so never touches the mounted file system, which may not answer.
 func (k *KernelMounts) At(path string) (Mount, bool, error) {
 	// The kernel shows the path without symbolic links; the last element may be a mount whose server is dead.
 	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
 		path = filepath.Join(dir, filepath.Base(path))
 	}
+	path = mangled.Replace(path)
 	all, err := mountutils.ParseMountInfo(mountInfo)
 	if err != nil {
 		return Mount{}, false, fault.Wrap(err, "read the mounts")
