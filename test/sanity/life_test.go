@@ -2,6 +2,7 @@ package sanity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func TestLife(t *testing.T) {
 	if os.Getenv(envLife) == "" {
 		out, err := runChild(t, 5*time.Minute, "^TestLife$", envLife+"=1", envBin+"="+buildPrograms(t))
 		t.Logf("%s", summary(out))
-		if err != nil || !strings.Contains(out, "--- PASS: TestLife/block") {
+		if err != nil || !strings.Contains(out, "--- PASS: TestLife/block") || !strings.Contains(out, "--- PASS: TestLife/copies_block") {
 			t.Errorf("%v\n%s", err, out)
 		}
 		return
@@ -52,6 +53,9 @@ func TestLife(t *testing.T) {
 		t.Run(shape.name, func(t *testing.T) { n.life(t, shape.name, shape.fs, shape.params) })
 	}
 	t.Run("foreign content", n.foreignContent)
+	for _, fs := range []string{"xfs", "ext4", "btrfs", ""} {
+		t.Run("copies "+cmp.Or(fs, "block"), func(t *testing.T) { n.copies(t, fs) })
+	}
 	n.end(t)
 	for _, left := range before.leaked(t) {
 		t.Errorf("left behind in the namespace: %s", left)
@@ -124,7 +128,7 @@ type volume struct {
 	staging, target string
 }
 
-func (n *rig) volume(t *testing.T, name, fs string, params map[string]string) *volume {
+func (n *rig) volume(t *testing.T, name, fs string, params map[string]string, change ...func(*csi.CreateVolumeRequest)) *volume {
 	v := &volume{n: n, t: t, staging: filepath.Join(n.dir, name+"-staging"), target: filepath.Join(n.dir, name+"-pod")}
 	v.cap = &csi.VolumeCapability{AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}}
 	if fs == "" {
@@ -132,8 +136,12 @@ func (n *rig) volume(t *testing.T, name, fs string, params map[string]string) *v
 	} else {
 		v.cap.AccessType = &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fs, MountFlags: []string{"noatime"}}}
 	}
-	r, err := n.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: name, VolumeCapabilities: []*csi.VolumeCapability{v.cap},
-		Parameters: params, CapacityRange: &csi.CapacityRange{RequiredBytes: 320 * mib}})
+	req := &csi.CreateVolumeRequest{Name: name, VolumeCapabilities: []*csi.VolumeCapability{v.cap},
+		Parameters: params, CapacityRange: &csi.CapacityRange{RequiredBytes: 320 * mib}}
+	for _, c := range change {
+		c(req)
+	}
+	r, err := n.CreateVolume(t.Context(), req)
 	v.ok(err)
 	v.id, v.context = r.GetVolume().GetVolumeId(), r.GetVolume().GetVolumeContext()
 	return v
