@@ -16,8 +16,8 @@ type Place struct {
 	UUID      string // of the disk; "": leave it
 }
 
-// Rebind makes the descriptor of a closed link say p. It is changed as a whole or not at all, and not written if it says
-// so already.
+// Rebind makes the descriptor of a closed link say p, durably. It is changed as a whole or not at all, and only made durable
+// if it says so already: a process may have died before its sync.
 func Rebind(d fsx.Dir, name string, p Place) error {
 	desc, embedded, err := readDescriptor(d, name)
 	if err != nil {
@@ -25,7 +25,14 @@ func Rebind(d fsx.Dir, name string, p Place) error {
 	}
 	l := &Link{Name: name, dir: d, embedded: embedded}
 	l.desc.Store(desc)
-	return l.Rebind(p)
+	if err := l.Rebind(p); err != nil || l.desc.Load() != desc {
+		return err
+	}
+	f, err := d.Open(name, fsx.ReadOnly)
+	if err != nil {
+		return fault.Wrap(err, "rebind %s", name)
+	}
+	return fault.Wrap(errors.Join(f.Datasync(), f.Close(), d.Sync()), "rebind %s", name)
 }
 
 // Rebind is Rebind for an open link. Extents and tables are not touched; requests may go on.

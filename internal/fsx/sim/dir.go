@@ -318,7 +318,9 @@ func (s *FS) sync(o *Op) error {
 		}
 	}
 	o.failed = fail != nil && !late
-	s.record(o)
+	if !s.dead { // a dead process syncs nothing, and spoils nothing
+		s.record(o)
+	}
 	if fail != nil {
 		return fsx.Poisoned(o.Path, fail)
 	}

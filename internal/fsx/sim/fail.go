@@ -32,7 +32,7 @@ func (s *FS) Failed() int {
 func (s *FS) Heal() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fails = nil
+	s.fails, s.dead = nil, false
 }
 
 func (s *FS) addFail(r failRule) {
@@ -51,6 +51,7 @@ func (s *FS) step() (err error, late bool) {
 			if s.failed == 0 {
 				s.failed = len(s.log)
 			}
+			s.dead = r.always
 			return r.err, r.after
 		}
 	}

@@ -99,7 +99,8 @@ type FS struct {
 	sites     map[string]int
 	dropped   map[string]bool
 	fails     []failRule
-	failed    int // position of the first injected failure
+	failed    int  // position of the first injected failure
+	dead      bool // FailFrom has set in
 	locks     map[uint64]map[*file]fsx.LockMode
 
 	cut    string // what Crashes did to make this one

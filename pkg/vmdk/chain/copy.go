@@ -9,12 +9,13 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
-const (
+// Constant but for tests.
+var (
 	// pieceBytes is how much is copied in one request: what a cancel waits for.
-	pieceBytes = 1 << 20
+	pieceBytes int64 = 1 << 20
 	// commitEvery is after how many copied bytes the merge commits: what a crash makes it repeat, and how much of a
 	// drained link takes space twice.
-	commitEvery = 64 << 20
+	commitEvery int64 = 64 << 20
 )
 
 // resume is how far a merge down from an upper link that does not change has come, while the chain stays open.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -36,6 +37,16 @@ func fewer(n int) int {
 		return n / 3
 	}
 	return n
+}
+
+// sample tells which of a table's cases are run: all, or under the race detector n of them, which change with the seed.
+func sample(t *testing.T, of, n int) func(i int) bool {
+	t.Helper()
+	if !raceDetector {
+		return func(int) bool { return true }
+	}
+	chosen := seeded(t).Perm(of)[:n]
+	return func(i int) bool { return slices.Contains(chosen, i) }
 }
 
 // disk is a chain in a directory, with the bytes it must have.
@@ -91,7 +102,15 @@ func (d *disk) addChild(p vmdk.CreateParams) {
 	d.refs = append(d.refs, chain.Ref{Name: name})
 }
 
-func (d *disk) childName() string { return fmt.Sprintf("disk-%06d.vmdk", len(d.refs)) }
+// childName is a name that no link has.
+func (d *disk) childName() string {
+	for i := len(d.refs); ; i++ {
+		name := fmt.Sprintf("disk-%06d.vmdk", i)
+		if !slices.ContainsFunc(d.refs, func(r chain.Ref) bool { return r.Name == name }) {
+			return name
+		}
+	}
+}
 
 func (d *disk) open() {
 	d.t.Helper()

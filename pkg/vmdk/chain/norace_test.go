@@ -2,7 +2,14 @@
 
 package chain_test
 
-import "testing"
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+)
 
 const raceDetector = false
 
@@ -46,4 +53,83 @@ func syncMatters(t *testing.T, site string, seed uint64) bool {
 		}
 	}
 	return false
+}
+
+// TestEverySyncOfChangesMatters is TestEverySyncMatters for snapshots and merges.
+func TestEverySyncOfChangesMatters(t *testing.T) {
+	if !full() {
+		t.Skip("VMDK_CSI_CHAIN=full runs it")
+	}
+	defer chain.SetPiece(64<<10, 192<<10)()
+	seed := seeded(t).Uint64()
+	sites := map[string]bool{}
+	for _, k := range changeCases() {
+		if k.p.Type.Embedded() { // the syncs of an embedded descriptor are proven above
+			continue
+		}
+		h := newChanged(t, k, seed)
+		h.inside = inStep
+		if err := h.live(); err != nil {
+			t.Fatal(err)
+		}
+		for site := range h.FS.SyncSites() {
+			// Create's are proven in package crash; a child that is not durable yet is in no manifest.
+			if !strings.HasPrefix(site, "pkg/vmdk/maker.go") {
+				sites[site] = true
+			}
+		}
+	}
+	for site := range sites {
+		if !changeSyncMatters(t, site, seed) {
+			t.Errorf("no crash shows that the sync at %s is missing", site)
+		}
+	}
+	t.Log(len(sites), "syncs")
+}
+
+func changeSyncMatters(t *testing.T, site string, seed uint64) bool {
+	for try := range uint64(8) {
+		for _, k := range changeCases() {
+			h := newChanged(t, k, seed+try)
+			h.inside = inStep
+			h.FS.DropSync(site)
+			if err := h.live(); err != nil {
+				t.Fatal(err)
+			}
+			for cut := range h.FS.Crashes(8, int64(seed+try)) {
+				if changeVerify(cut, slices.Concat(h.setup, cut.Events()), len(h.want)) != nil {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// TestSyncOfTakeOverMatters: what a dead process wrote in place into the link below the head is made durable by nobody but
+// its successor.
+func TestSyncOfTakeOverMatters(t *testing.T) {
+	defer chain.SetPiece(64<<10, 192<<10)()
+	seed := seeded(t).Uint64()
+	for try := range uint64(6) {
+		for _, k := range changeCases() {
+			if k.name != "flat-base-down" {
+				continue
+			}
+			for n := 10; ; n++ {
+				h := newChanged(t, k, seed+try)
+				for line := range 80 {
+					h.FS.DropSync(fmt.Sprintf("pkg/vmdk/retire.go:%d", line))
+				}
+				died, err := deathThenLoss(h, n, seed)
+				if err != nil {
+					return
+				}
+				if !died {
+					break
+				}
+			}
+		}
+	}
+	t.Error("no crash shows that the sync of a take-over is missing")
 }

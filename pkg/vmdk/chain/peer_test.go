@@ -229,7 +229,11 @@ var peerDisks = []struct {
 }
 
 func TestPeerBase(t *testing.T) {
-	for _, k := range peerDisks {
+	chosen := sample(t, len(peerDisks), 3)
+	for i, k := range peerDisks {
+		if !chosen(i) {
+			continue
+		}
 		t.Run(k.name, func(t *testing.T) {
 			d := newDisk(t, seeded(t), k.p)
 			d.o = chain.Options{Direct: d.r.IntN(2) == 0, Format: k.p.Format, Pending: &chain.MemoryPending{Max: 1 + d.r.IntN(200)}, Locks: true}
@@ -250,7 +254,11 @@ func TestPeerBase(t *testing.T) {
 }
 
 func TestPeerChain(t *testing.T) {
-	for _, k := range peerDisks {
+	chosen := sample(t, len(peerDisks), 2)
+	for i, k := range peerDisks {
+		if !chosen(i) {
+			continue
+		}
 		t.Run(k.name, func(t *testing.T) {
 			d := newDisk(t, seeded(t), k.p)
 			d.o = chain.Options{Direct: true, Locks: true}

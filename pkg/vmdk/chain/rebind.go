@@ -11,7 +11,7 @@ func (i Identity) place() vmdk.Place {
 }
 
 // Rebind makes the descriptors of a closed chain say what they must, base first; those that do already are left alone. It
-// is repeated after a crash. Each descriptor is replaced as a whole; while some are new and some old, the content IDs of
+// is repeated after a crash, and needs that whatever records the new links, the manifest, is durable. Each descriptor is replaced as a whole; while some are new and some old, the content IDs of
 // neighbours may disagree.
 func Rebind(d fsx.Dir, want []Identity) error {
 	for _, w := range want {
