@@ -2,8 +2,11 @@ package chain_test
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
@@ -78,6 +81,59 @@ func BenchmarkRead(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// BenchmarkSnapshot says how long requests wait, on disks of very different size with as much content. What a guest feels
+// must not depend on the size.
+func BenchmarkSnapshot(b *testing.B) {
+	for _, size := range []int64{1 << 30, 1 << 40} {
+		b.Run(fmt.Sprintf("%dGiB", size>>30), func(b *testing.B) {
+			c := benchDisk(b, vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, Capacity: size})
+			buf := make([]byte, 65536)
+			var waited []time.Duration
+			for i := range b.N {
+				for j := range int64(64) {
+					if _, err := c.WriteAt(buf, j*size/64); err != nil {
+						b.Fatal(err)
+					}
+				}
+				stop := make(chan struct{})
+				worst := make(chan time.Duration)
+				go func() { // a guest that reads all the time
+					var most time.Duration
+					for p := make([]byte, 512); ; {
+						select {
+						case <-stop:
+							worst <- most
+							return
+						default:
+						}
+						begin := time.Now()
+						if _, err := c.ReadAt(p, 0); err != nil {
+							b.Error(err)
+						}
+						most = max(most, time.Since(begin))
+					}
+				}()
+				err := c.Snapshot(b.Context(), chain.SnapshotParams{Child: fmt.Sprintf("disk-%06d.vmdk", i+1)})
+				close(stop)
+				waited = append(waited, <-worst)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if len(c.Links()) > 8 { // short chains, or depth is measured
+					err = c.Merge(b.Context(), chain.MergeParams{Lower: 0, Direction: chain.Down})
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			slices.Sort(waited)
+			b.ReportMetric(float64(waited[len(waited)/2].Microseconds()), "µs-waited-median")
 		})
 	}
 }

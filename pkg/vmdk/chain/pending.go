@@ -25,10 +25,12 @@ type Pending interface {
 	Load() []PendingEntry
 }
 
-// PendingEntry is one grain-table change of the head link: 16 bytes in the shared table.
+// PendingEntry is one grain-table change of the head, or of the link below it while the head is drained into it: 16 bytes in
+// the shared table. At every change of links the table is empty, so that a link's number means the same to whoever opens
+// the chain next.
 type PendingEntry struct {
-	Extent uint16 // index of the extent in the head's descriptor
-	Link   uint16 // number of the head link in the chain, base 0: an entry of another link is an error
+	Extent uint16 // index of the extent in the link's descriptor
+	Link   uint16 // number of the link in the chain, base 0: an entry of any other link is an error
 	Sector uint32 // new grain-table entry: first sector of the grain in the extent file, 0 unallocated, 1 zeroed
 	Grain  uint64 // grain number inside the extent
 }
