@@ -25,19 +25,15 @@ func measureRestore(ctx context.Context, b *bench) (part, error) {
 		"datastore, until it is committed; thin disks with the same data (%d grains). Median of %d. A full copy of %d MiB in a thin disk "+
 		"four times as large, from files that are not in the page cache, durable at the end, is beside `qemu-img convert`; median of %d.",
 		hotGrains, rounds, amount>>20, copies)}
-	kinds := []string{"restore", "clone"}
-	smallest := map[string]time.Duration{}
-	for _, c := range capacities {
-		times, err := b.copiesOf(ctx, c.size, rounds)
-		if err != nil {
-			return p, fmt.Errorf("%s: %w", c.name, err)
-		}
-		for _, kind := range kinds {
-			r := row{what: "linked " + kind + ", " + c.name, ours: duration(median(times[kind]))}
-			if first, ok := smallest[kind]; ok {
-				r.beside, r.theirs = capacities[0].name, duration(first)
-			} else {
-				smallest[kind] = median(times[kind])
+	times, err := b.linkedCopies(ctx, rounds)
+	if err != nil {
+		return p, err
+	}
+	for i, c := range capacities {
+		for _, kind := range []string{"restore", "clone"} {
+			r := row{what: "linked " + kind + ", " + c.name, ours: duration(median(times[i][kind]))}
+			if i > 0 {
+				r.beside, r.theirs = capacities[0].name, duration(median(times[0][kind]))
 			}
 			p.rows = append(p.rows, r)
 		}
@@ -47,13 +43,56 @@ func measureRestore(ctx context.Context, b *bench) (part, error) {
 	return p, err
 }
 
-// CopiesOf makes disks of a disk of size bytes and of a snapshot of it.
-func (b *bench) copiesOf(ctx context.Context, size int64, rounds int) (times map[string][]time.Duration, err error) {
+// LinkedCopies makes disks of disks, and of snapshots of them, of every capacity in turn: what else the machine does meets all
+// of them. The result is by capacity and kind.
+func (b *bench) linkedCopies(ctx context.Context, rounds int) (times []map[string][]time.Duration, err error) {
+	var sources []*sourceDisk
+	defer func() {
+		for _, s := range sources {
+			err = errors.Join(err, s.store.leave())
+		}
+	}()
+	for _, c := range capacities {
+		s, err := b.source(ctx, c.size)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		sources = append(sources, s)
+		times = append(times, map[string][]time.Duration{})
+	}
+	for round := range rounds {
+		for i, s := range sources {
+			for kind, source := range map[string]host.Source{"restore": {Snapshot: s.snapshot}, "clone": {Disk: s.disk}} {
+				t, err := timed(func() error {
+					_, err := s.store.thin(ctx, fmt.Sprintf("%s-%d", kind, round), capacities[i].size, &source, host.CloneLinked)
+					return err
+				})
+				if err != nil {
+					return nil, fmt.Errorf("%s, %s: %w", kind, capacities[i].name, err)
+				}
+				times[i][kind] = append(times[i][kind], t)
+			}
+		}
+	}
+	return times, nil
+}
+
+// SourceDisk is a detached disk with data and a snapshot.
+type sourceDisk struct {
+	store          *store
+	disk, snapshot string // ids
+}
+
+func (b *bench) source(ctx context.Context, size int64) (_ *sourceDisk, err error) {
 	s, err := b.store()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.leave()) }()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.leave())
+		}
+	}()
 	d, err := s.thin(ctx, "source", size, nil, "")
 	if err != nil {
 		return nil, err
@@ -73,23 +112,7 @@ func (b *bench) copiesOf(ctx context.Context, size int64, rounds int) (times map
 		return nil, err
 	}
 	snap, err := s.volumes.Snapshot(ctx, host.SnapshotSpec{Name: "snapshot", Disk: d.ID}, time.Time{}, nil)
-	if err != nil {
-		return nil, err
-	}
-	times = map[string][]time.Duration{}
-	for i := range rounds {
-		for kind, source := range map[string]host.Source{"restore": {Snapshot: snap.ID}, "clone": {Disk: d.ID}} {
-			t, err := timed(func() error {
-				_, err := s.thin(ctx, fmt.Sprintf("%s-%d", kind, i), size, &source, host.CloneLinked)
-				return err
-			})
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", kind, err)
-			}
-			times[kind] = append(times[kind], t)
-		}
-	}
-	return times, nil
+	return &sourceDisk{s, d.ID, snap.ID}, err
 }
 
 // FullCopies copies a disk with amount bytes of data, in turn with the peer.
