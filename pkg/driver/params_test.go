@@ -155,6 +155,16 @@ func TestCapabilities(t *testing.T) {
 			}
 		}
 	}
+	// Which modes are for one path on a node: the second table of NodePublishVolume in the CSI specification.
+	for mode, onePath := range map[csi.VolumeCapability_AccessMode_Mode]bool{
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER: true, csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY: true,
+		csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER: true, csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER: false,
+		csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY: false,
+	} {
+		if got, err := parseCapability(blockCap(mode), parameters{}); err != nil || got.singlePath != onePath {
+			t.Errorf("%s: one path %v, %v", mode, got.singlePath, err)
+		}
+	}
 	const rwo = csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER
 	for _, tc := range []struct {
 		c  *csi.VolumeCapability

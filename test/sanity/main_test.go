@@ -172,11 +172,11 @@ func readReport(t *testing.T, path string) []outcome {
 	return all
 }
 
-// undeclared are the reasons for which a spec may be skipped: the driver does not declare what it tests (health, modification
-// and group snapshots), or csi-sanity itself has the spec disabled.
+// undeclared are the reasons for which a spec may be skipped: the driver does not declare what it tests (health as a node sees it,
+// modification and group snapshots), or csi-sanity itself has the spec disabled.
 func undeclared(reason string) bool {
 	for _, part := range []string{
-		"GroupControllerService", "Group Controller", "ModifyVolume", "ControllerModifyVolume", "VolumeHealth", "StorageHealth",
+		"GroupControllerService", "Group Controller", "ModifyVolume", "ControllerModifyVolume", "NodeGetVolumeHealth", "StorageHealth",
 		"modify volume", "pending", "mutable",
 	} {
 		if strings.Contains(strings.ToLower(reason), strings.ToLower(part)) {

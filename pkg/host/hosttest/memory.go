@@ -84,6 +84,15 @@ func (m *Memory) SetPhase(id string, phase host.Phase, reason string) {
 	m.disks[id].Phase, m.disks[id].Reason = phase, reason
 }
 
+// SetTrouble makes what the user of a disk, attached on this node, was told last.
+func (m *Memory) SetTrouble(id string, f *fault.Fault) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h := m.held[m.node][id]
+	h.Attachment.Trouble = &host.Trouble{At: since, Fault: f}
+	m.held[m.node][id] = h
+}
+
 // Close closes the descriptors that it holds.
 func (m *Memory) Close() {
 	m.mu.Lock()
