@@ -78,7 +78,8 @@ func New() (*Server, error) {
 	env.ControlPlane.Etcd.Configure().Append("unsafe-no-fsync", "true")
 	config, err := env.Start()
 	if err != nil {
-		return nil, fmt.Errorf("start kube-apiserver and etcd: %w", err)
+		// What it started before it gave up is running.
+		return nil, errors.Join(fmt.Errorf("start kube-apiserver and etcd: %w", err), env.Stop())
 	}
 	s := &Server{Config: config, env: env}
 	if err := s.grant(root); err != nil {

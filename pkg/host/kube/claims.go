@@ -177,9 +177,11 @@ func (c *Client) awaitRelease(ctx context.Context, vd *v1alpha1.VirtualDisk, nod
 		if now == nil {
 			return true, nil
 		}
-		var err error
-		holder, err = c.holder(wait, now, node)
-		return holder == "", err
+		has, err := c.holder(wait, now, node)
+		if err == nil {
+			holder = has
+		}
+		return err == nil && has == "", err
 	})
 	if err != nil && wait.Err() != nil {
 		return nil, fault.New(fault.InUse, "The request is repeated until the pods there are gone; see kubectl describe virtualdisk.",

@@ -12,7 +12,7 @@ import (
 )
 
 // consolidation puts into the status what becomes of the links that nobody needs, says when space came back, and has a disk
-// whose merge runs looked at again soon.
+// whose merge runs, or begins soon, looked at again.
 func (a *Agent) consolidation(vd *v1alpha1.VirtualDisk, st *diskStatus, d host.Disk) {
 	st.Consolidation = consolidationOf(d)
 	c := d.Consolidation
@@ -34,7 +34,7 @@ func (a *Agent) consolidation(vd *v1alpha1.VirtualDisk, st *diskStatus, d host.D
 		}
 		a.say(vd, false, "Consolidated", text+".")
 	}
-	if c != nil && c.Running {
+	if c != nil && (c.Running || c.Reason == "") {
 		a.disks.queue.AddAfter(vd.Name, a.p.ProgressEvery)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,10 +27,21 @@ var servers = make(chan *lazyServer, apis)
 
 const apis = 4
 
-// lazyServer is started by the first test that gets it.
-type lazyServer struct {
-	*kubetest.Server
-	err error
+// lazyServer is started by the first test that gets it; one after the other, since a start is work, and has deadlines.
+type lazyServer struct{ *kubetest.Server }
+
+var starts sync.Mutex
+
+func (s *lazyServer) start() (err error) {
+	starts.Lock()
+	defer starts.Unlock()
+	const attempts = 3
+	for range attempts {
+		if s.Server, err = kubetest.New(); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -66,11 +78,10 @@ func takeServer(t *testing.T) *kubetest.Server {
 	t.Parallel()
 	s := <-servers
 	t.Cleanup(func() { servers <- s })
-	if s.Server == nil && s.err == nil {
-		s.Server, s.err = kubetest.New()
-	}
-	if s.err != nil {
-		t.Fatalf("no Kubernetes API: %v", s.err)
+	if s.Server == nil {
+		if err := s.start(); err != nil {
+			t.Fatalf("no Kubernetes API: %v", err)
+		}
 	}
 	return s.Server
 }

@@ -39,6 +39,7 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 		a.forget(id)
 		return nil
 	}
+	ctx = host.WithDatastore(ctx, vd.Spec.Datastore)
 	if vd.DeletionTimestamp != nil {
 		return a.remove(ctx, vd)
 	}

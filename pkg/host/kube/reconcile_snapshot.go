@@ -33,6 +33,7 @@ func (a *Agent) reconcileSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return apiFault(err, "read snapshot %s", id)
 	}
+	ctx = host.WithDatastore(ctx, ds.Spec.Datastore)
 	if ds.DeletionTimestamp != nil {
 		return a.removeSnapshot(ctx, ds)
 	}

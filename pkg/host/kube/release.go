@@ -8,6 +8,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
 
 // releaser has hostd release what an earlier life of this node held: the machine was started again, perhaps made anew
@@ -30,8 +31,9 @@ const releaseTime = 5 * time.Minute
 
 // gap is a disk that hostd does not list and that an earlier life of the node may hold.
 type gap struct {
-	id    string
-	shown bool // its object says that it is attached here
+	id        string
+	datastore string
+	shown     bool // its object says that it is attached here
 }
 
 // remember notes, at the first comparison, the disks that are asked about once.
@@ -66,7 +68,7 @@ func (r *recorder) remember(ctx context.Context, all []v1alpha1.VirtualDisk) err
 func (r *recorder) gap(vd *v1alpha1.VirtualDisk) (gap, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g := gap{id: vd.Name, shown: attachmentHere(vd, r.node) != nil}
+	g := gap{id: vd.Name, datastore: vd.Spec.Datastore, shown: attachmentHere(vd, r.node) != nil}
 	return g, g.shown || r.release.once[vd.Name]
 }
 
@@ -102,7 +104,7 @@ func (r *recorder) letGoOne(ctx context.Context, g gap, asked int64) {
 	}
 	ask, cancel := context.WithTimeout(ctx, releaseTime)
 	defer cancel()
-	err := r.hostd.Unclaim(ask, id, r.node)
+	err := r.hostd.Unclaim(host.WithDatastore(ask, g.datastore), id, r.node)
 	if ctx.Err() != nil {
 		return
 	}

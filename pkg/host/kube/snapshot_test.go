@@ -210,6 +210,7 @@ func TestSharedWorkIsWhereTheDiskIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.detach("node-b", d.ID)
+	c.attachedOn(d.ID)
 	if err := c.client.Unclaim(ctx, d.ID, "node-b"); err != nil {
 		t.Fatal(err)
 	}
