@@ -108,8 +108,15 @@ func TestDiffByContent(t *testing.T) {
 }
 
 func TestDiffOfContentIsThatOfRawImages(t *testing.T) {
+	const size = 64 << 20
 	r := newRig(t)
-	r.chainOfThree("twoGbMaxExtentSparse")
+	rnd := seeded(t)
+	r.peer("qemu-img", "create", "-q", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "disk.vmdk", fmt.Sprint(size))
+	r.scribble(rnd, "disk.vmdk", size, 12)
+	for _, x := range [][]string{{"disk.vmdk", "disk-000001.vmdk"}, {"disk-000001.vmdk", "disk-000002.vmdk"}} {
+		r.peer("qemu-img", "create", "-q", "-f", "vmdk", "-b", x[0], "-F", "vmdk", x[1])
+		r.scribble(rnd, x[1], size, 8)
+	}
 	var d diffResult
 	r.json(&d, "diff", "disk.vmdk", "disk-000002.vmdk", "--content")
 	got := d.spans()
@@ -130,7 +137,7 @@ func TestDiffOfContentIsThatOfRawImages(t *testing.T) {
 	}
 	var want []span
 	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); off < diskSize; off += int64(len(a)) {
+	for off := int64(0); off < size; off += int64(len(a)) {
 		for i, p := range [][]byte{a, b} {
 			if _, err := io.ReadFull(io.NewSectionReader(files[i], off, int64(len(p))), p); err != nil {
 				t.Fatal(err)
