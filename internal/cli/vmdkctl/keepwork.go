@@ -11,36 +11,29 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// Jobs are what a keeper does beside answering; stop ends them and waits. The zero value is ready.
+// Jobs are what a keeper does beside answering. The zero value is ready; start and stop belong to one goroutine.
 type jobs struct {
-	mu      sync.Mutex
-	stopped bool
-	cancels []context.CancelFunc
+	ctx     context.Context // of all of them
+	cancel  context.CancelFunc
 	running sync.WaitGroup
+}
+
+func (j *jobs) begin() {
+	if j.ctx == nil {
+		j.ctx, j.cancel = context.WithCancel(context.Background())
+	}
 }
 
 // Start runs do beside others; after stop its context is over from the begin.
 func (j *jobs) start(do func(context.Context)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.stopped {
-		cancel()
-	}
-	j.cancels = append(j.cancels, cancel)
-	j.running.Go(func() {
-		defer cancel()
-		do(ctx)
-	})
+	j.begin()
+	j.running.Go(func() { do(j.ctx) })
 }
 
+// Stop ends them and waits.
 func (j *jobs) stop() {
-	j.mu.Lock()
-	j.stopped = true
-	for _, cancel := range j.cancels {
-		cancel()
-	}
-	j.mu.Unlock()
+	j.begin()
+	j.cancel()
 	j.running.Wait()
 }
 
