@@ -190,14 +190,14 @@ func (c *Chain) validate() error {
 	return nil
 }
 
-// grownForMerge tells that link i has the size of its child, below which it is recorded. A head without a recorded size has
-// the one that it says.
+// grownForMerge tells that link i has the size of its child, below which it is recorded. A head that may be growing, or
+// has no recorded size above a link that a merge may have written, has the size that it says.
 func (c *Chain) grownForMerge(i int) bool {
 	if i+1 >= len(c.links) || c.links[i].Size() != c.links[i+1].Size() {
 		return false
 	}
 	above := c.refs[i+1].Size
-	if above == 0 && i+1 == len(c.links)-1 {
+	if head := c.refs[len(c.refs)-1]; i+1 == len(c.links)-1 && (head.Growing || head.Size == 0 && c.refs[i].Mend) {
 		above = c.links[i+1].Size()
 	}
 	return above > c.refs[i].Size && c.links[i].Size() > c.refs[i].Size

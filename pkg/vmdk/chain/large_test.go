@@ -143,6 +143,7 @@ func TestChainRefuses(t *testing.T) {
 		return fault.KindOf(err)
 	}
 	base, child := d.refs[0], d.refs[1]
+	mended := func(r chain.Ref) chain.Ref { r.Mend = true; return r }
 	sized := func(r chain.Ref, n int64) chain.Ref { r.Size = n; return r }
 	for _, c := range []struct {
 		what string
@@ -156,6 +157,7 @@ func TestChainRefuses(t *testing.T) {
 		{"base twice", []chain.Ref{base, base}, fault.Damaged},
 		{"upside down", []chain.Ref{child, base}, fault.Precondition},
 		{"other size", []chain.Ref{sized(base, 4*mib), child}, fault.Damaged},
+		{"grown for a merge", []chain.Ref{mended(sized(base, 4*mib)), child}, ""},
 		{"recorded size", []chain.Ref{sized(base, 8*mib), sized(child, 8*mib)}, ""},
 		{"absent", []chain.Ref{{Name: "absent.vmdk"}}, fault.NotFound},
 		{"path", []chain.Ref{{Name: "../disk.vmdk"}}, fault.Invalid},
