@@ -64,6 +64,11 @@ func startKube(t *testing.T, dir string) endpoints {
 		for _, d := range disks.Items {
 			err = errors.Join(err, errors.New("left behind: VirtualDisk "+d.Name))
 		}
+		var snapshots apiv1.DiskSnapshotList
+		err = errors.Join(err, client.List(ctx, &snapshots))
+		for _, s := range snapshots.Items {
+			err = errors.Join(err, errors.New("left behind: DiskSnapshot "+s.Name))
+		}
 		return errors.Join(err, controller.stop(), node.stop(), hostd.stop(), server.Stop(),
 			emptyDirs(filepath.Join(dir, "plugin", "volumes"), filepath.Join(dir, "by-id")))
 	}}

@@ -32,9 +32,6 @@ var backends = map[string]func(t *testing.T, dir string) endpoints{
 	"kube":   startKube,
 }
 
-// noSnapshots are backends whose host serves no snapshots.
-var noSnapshots = map[string]bool{"local": true, "kube": true}
-
 // endpoints are where the services are and how to end them. stop returns after everything has ended.
 type endpoints struct {
 	node       string
@@ -71,11 +68,6 @@ func inChild(t *testing.T, name string) {
 	specs := readReport(t, report)
 	notDeclared := map[string]int{} // by reason
 	for _, s := range specs {
-		if s.State == "skipped" && noSnapshots[name] && s.Reason == "" {
-			s.Reason = "this backend's host serves no snapshots"
-			notDeclared[s.Reason]++
-			continue
-		}
 		if s.State == "skipped" && undeclared(s.Reason) {
 			notDeclared[s.Reason]++
 			continue
@@ -99,7 +91,7 @@ func inChild(t *testing.T, name string) {
 		t.Errorf("only %d specs ran", len(specs))
 	}
 	// Both access types.
-	if n := aboutSnapshots(specs); n < 2*snapshotSpecs && !noSnapshots[name] {
+	if n := aboutSnapshots(specs); n < 2*snapshotSpecs {
 		t.Errorf("only %d specs about snapshots, restores and clones passed", n)
 	}
 }

@@ -56,9 +56,6 @@ func runBackend(t *testing.T, name string) {
 	suite, reporter := ginkgo.GinkgoConfiguration()
 	reporter.NoColor = true
 	suite.RandomSeed = seed(t)
-	if noSnapshots[name] {
-		suite.SkipStrings = []string{"[Ss]napshot", "source volume"}
-	}
 	gomega.RegisterFailHandler(ginkgo.Fail)
 	ginkgo.RunSpecs(t, "csi-sanity "+name, suite, reporter)
 	for _, sc := range contexts {
