@@ -152,7 +152,7 @@ func isFrozen(t *testing.T, at string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := thaw(fs); err != nil {
+	if err := thaw(fs); err != nil && err != unix.EINVAL { // a late helper thaws what it finds frozen
 		t.Fatal(err)
 	}
 	return false
