@@ -17,10 +17,15 @@ load() {
   for tar; do
     name=$(tar -xOf "$tar" manifest.json | jq -r '.[0].RepoTags[0]')
     if grep -qxF "$name" <<<"$have"; then continue; fi
-    docker exec -i "$node" ctr --namespace k8s.io images import --all-platforms --digests --snapshotter overlayfs - <"$tar" >/dev/null 2>"$log" ||
+    # kind restarts containerd while it configures the node: once more then.
+    import "$node" "$tar" "$log" || { wait_for 60 docker exec "$node" ctr version && import "$node" "$tar" "$log"; } ||
       die "node $node: $(basename "$tar"): $(cat "$log")"
   done
   rm -f "$log"
+}
+
+import() { # NODE TAR LOG
+  docker exec -i "$1" ctr --namespace k8s.io images import --all-platforms --digests --snapshotter overlayfs - <"$2" >/dev/null 2>"$3"
 }
 
 load_all() {
