@@ -67,7 +67,8 @@ make_sidecar_image() {
 }
 
 # The tests of storage want a shell with the usual programs: busybox where upstream has busybox, nginx, Alpine or Debian. Their
-# scripts use "let", which dash does not know, and dd oflag=nocache, which busybox does not know.
+# scripts use "let", which dash does not know, and dd oflag=nocache, which busybox does not know; and with the pod's PATH they
+# look for a node's crictl.
 upstream_tree() {
   busybox_tree "$(rootfs_path)" "$1"
   copy_programs "$(rootfs_path)" "$1" /usr/bin/bash /usr/bin/dd
@@ -76,13 +77,13 @@ upstream_tree() {
 make_upstream_shell_image() {
   upstream_tree "$1/root"
   # shellcheck disable=SC2046 # one name a line
-  image_archive "$1/$2.tar" "$1/root" '{"Cmd": ["sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' $(upstream_names busybox nginx glibc-dns-testing)
+  image_archive "$1/$2.tar" "$1/root" '{"Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}' $(upstream_names busybox nginx glibc-dns-testing)
 }
 make_upstream_agnhost_image() {
   upstream_tree "$1/root"
   install -m 755 "$("$HACK_DIR/tools/build.sh" --path upstream)/agnhost" "$1/root/agnhost"
   # shellcheck disable=SC2046 # one name a line
-  image_archive "$1/$2.tar" "$1/root" '{"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}' \
+  image_archive "$1/$2.tar" "$1/root" '{"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}' \
     $(upstream_names agnhost)
 }
 # upstream_names NAME...: what the test binary itself would ask for.

@@ -150,7 +150,7 @@ func (r Runner) all(t *testing.T, m Machine) []Spec {
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := r.Run(t.Context(), Selection{Focus: []string{disruptive}, Skip: skip, Procs: 1, Timeout: 60 * time.Minute})
+	more, err := r.Run(t.Context(), Selection{Focus: []string{suitePrefix + ".*" + disruptive}, Skip: skip, Procs: 1, Timeout: 60 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
 // Command nodessh is the ssh server of a kind node while the tests run that stop a kubelet "over ssh": the nodes are
-// containers and have none. It takes one key, runs commands as root with sh, and does nothing else of ssh.
+// containers and have none. It takes one key, runs commands as root with bash, and does nothing else of ssh.
 //
 //	nodessh keygen FILE       writes a new private key to FILE and the public one to FILE.pub
 //	nodessh serve ADDRESS     takes the public key that is the first line of its standard input, and ends with that
@@ -136,7 +136,8 @@ func session(ch ssh.Channel, requests <-chan *ssh.Request) {
 			return
 		}
 		_ = r.Reply(true, nil)
-		cmd := exec.Command("sh", "-c", command.Text)
+		// Upstream knows that there is no sudo by bash's words.
+		cmd := exec.Command("bash", "-c", command.Text)
 		cmd.Stdout, cmd.Stderr = ch, ch.Stderr()
 		status := struct{ Code uint32 }{}
 		var exit *exec.ExitError
