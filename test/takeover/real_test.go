@@ -205,10 +205,9 @@ func attachProduct(t *testing.T, spec host.DiskSpec, victims ...string) (*produc
 // newProduct starts hostd of a node over a datastore; "" makes one.
 func newProduct(t *testing.T, store string, victims ...string) *product {
 	t.Helper()
-	p := &product{dir: t.TempDir(), store: store, node: "node-a", victims: victims}
-	if store != "" {
-		p.node = "node-b"
-	} else {
+	p := &product{dir: t.TempDir(), store: store, victims: victims}
+	p.node = filepath.Base(filepath.Dir(p.dir)) + "-" + filepath.Base(p.dir)
+	if store == "" {
 		p.store = filepath.Join(p.dir, "store")
 		if err := os.Mkdir(p.store, 0o755); err != nil {
 			t.Fatal(err)

@@ -116,7 +116,10 @@ type stepper struct {
 	model []byte // what the device must read as
 }
 
-const steppingSize = 8 << 20
+const (
+	steppingSize = 8 << 20
+	stepTime     = 3 * time.Minute // for one operation to converge, on a machine with much else to do
+)
 
 func newStepper(t *testing.T) *stepper {
 	t.Helper()
@@ -209,7 +212,7 @@ func (s *stepper) revive(t *testing.T) {
 // until repeats what the death of a process may have interrupted.
 func (s *stepper) until(t *testing.T, what string, do func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(waitLong); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(stepTime); ; time.Sleep(2 * time.Millisecond) {
 		err := do()
 		switch fault.KindOf(err) {
 		case "":
@@ -219,7 +222,7 @@ func (s *stepper) until(t *testing.T, what string, do func() error) {
 			t.Fatalf("%s: %v\n%s", what, err, s.p.log())
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s, not within %v: %v\n%s", what, waitLong, err, s.p.log())
+			t.Fatalf("%s, not within %v: %v\n%s", what, stepTime, err, s.p.log())
 		}
 		s.revive(t)
 	}

@@ -85,6 +85,7 @@ func (h *Host) adopt(ctx context.Context, held host.Held) error {
 	}
 	att.Slot, att.Host, att.Size, att.UUID, att.ReadOnly = host.Slot(chosen.Slot), h.c.Host.Host, o.Size, o.UUID, o.ReadOnly
 	att.Restarts++
+	att.WorkerPID = 0 // until the new one serves
 	a := &attached{store: s, att: att}
 	if err := h.serve(ctx, a, o, held.Device, held.Worker); err != nil {
 		return err
