@@ -74,6 +74,16 @@ func (v *Volumes) Snapshot(ctx context.Context, spec host.SnapshotSpec, frozenUn
 	return v.describeSnapshot(m, *find(m, id)), nil
 }
 
+// RoomForSnapshot says whether Snapshot would refuse for want of room in the chain, without a lock: so that a merge that would
+// make room need not give way to a request that fails. Kinds: Exhausted, NotFound, Damaged.
+func (v *Volumes) RoomForSnapshot(spec host.SnapshotSpec, served bool) error {
+	m, err := v.manifest(spec.Disk)
+	if err != nil || find(m, host.SnapshotID(spec.Name)) != nil {
+		return err
+	}
+	return v.maySnapshot(m, served)
+}
+
 // maySnapshot looks at the limits.
 func (v *Volumes) maySnapshot(m datastore.Manifest, served bool) error {
 	if len(m.Snapshots) >= datastore.MaxSnapshots {

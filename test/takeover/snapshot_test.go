@@ -26,7 +26,7 @@ func snapshots(t *testing.T, p *product, n int) {
 	var ids []string
 	retry := func(what string, do func() error) {
 		t.Helper()
-		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			err := do()
 			switch fault.KindOf(err) {
 			case "":

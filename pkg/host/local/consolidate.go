@@ -17,7 +17,7 @@ import (
 const (
 	consolidateEvery = 2 * time.Minute        // how often a datastore is looked over without a reason
 	consolidateMost  = 2                      // merges at once on this host
-	yieldTime        = 500 * time.Millisecond // how long a merge that had to give way stays away
+	yieldTime        = 100 * time.Millisecond // how long a merge that had to give way stays away
 	retryFirst       = 10 * time.Second
 	retrySoon        = 200 * time.Millisecond
 	retryMost        = 10 * time.Minute

@@ -26,15 +26,18 @@ func (h *Host) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host
 	if err != nil {
 		return host.Snapshot{}, err
 	}
+	s, v, err := h.storeOf(ctx, spec.Disk)
+	if err == nil {
+		err = v.RoomForSnapshot(spec, h.get(spec.Disk) != nil)
+	}
+	if err != nil {
+		return host.Snapshot{}, err
+	}
 	end, err := h.begin(ctx, spec.Disk, "snapshot")
 	if err != nil {
 		return host.Snapshot{}, err
 	}
 	defer end()
-	s, v, err := h.storeOf(ctx, spec.Disk)
-	if err != nil {
-		return host.Snapshot{}, err
-	}
 	server, err := h.server(v, spec.Disk)
 	if err != nil {
 		return host.Snapshot{}, err
