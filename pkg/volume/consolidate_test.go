@@ -10,6 +10,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/datastore"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
@@ -308,8 +309,20 @@ func TestConsolidateWhoseWorkerDies(t *testing.T) {
 				}
 				s.dir.Close()
 				w.mustDetach(t, d.ID, w.mustAttach(t, d.ID))
-				if m := w.manifestOf(t, d.ID); m.Merge != nil || !m.Released {
+				m := w.manifestOf(t, d.ID)
+				if m.Merge != nil || !m.Released {
 					t.Fatalf("%+v", m)
+				}
+				dir, err := w.dir(d.ID)
+				w.must(t, err)
+				defer dir.Close()
+				for _, l := range m.Links {
+					open, err := vmdk.Open(dir, l.Descriptor, vmdk.Options{})
+					w.must(t, err)
+					if open.Unclean() {
+						t.Errorf("%s is not mended", l.Descriptor)
+					}
+					w.must(t, open.Close())
 				}
 				w.must(t, w.holds(d.ID, "", past[2]))
 				if res := w.consolidate(t, d.ID, volume.ConsolidateOptions{}, nil); !res.Merged {
