@@ -33,7 +33,7 @@ func TestTree(t *testing.T) {
 	tr := &tree{t: t, w: w, path: path, rng: rng, disks: map[string]*treeDisk{}, snaps: map[string]*treeSnap{}, did: map[string]int{}}
 	steps := treeSteps
 	if testing.Short() {
-		steps /= 4
+		steps /= 8 // the crash suite walks all
 	}
 	for n := range steps {
 		tr.step(n)
