@@ -130,7 +130,7 @@ func (v *Volumes) undoSnapshot(id string, reserved bool, err error) error {
 
 // snapshotFree is step 2 of a disk that nobody serves.
 func (v *Volumes) snapshotFree(ctx context.Context, s *session, rec datastore.Record, m datastore.Manifest, p *datastore.Snapshot) (datastore.Manifest, error) {
-	before := lease.Clean
+	var before lease.Before
 	var err error
 	if free(m) {
 		m.State, before, err = lease.Acquire(m.State, v.me)

@@ -103,9 +103,6 @@ func exactly(name string) string {
 	return "(^| )" + strings.ReplaceAll(regexp.QuoteMeta(name), "  ", " +") + "$"
 }
 
-// disruptive marks the tests that stop a node's kubelet; nothing may run beside them.
-const disruptive = `\[Disruptive\]`
-
 // merge joins two runs of the same suite: a test that ran in either did run.
 func merge(a, b []Spec) []Spec {
 	ran := map[string]Spec{}

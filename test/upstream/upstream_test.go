@@ -16,6 +16,9 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/test/cluster"
 )
 
+// disruptive marks the tests that stop a node's kubelet; nothing may run beside them.
+const disruptive = `\[Disruptive\]`
+
 // leastNamed is how many tests a run of the named ones must have run to prove anything.
 const leastNamed = 15
 
