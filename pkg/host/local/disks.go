@@ -110,11 +110,7 @@ func (h *Host) remove(ctx context.Context, id string) error {
 		return nil
 	}
 	if missing == nil {
-		stores, err := h.told(ctx)
-		if err != nil {
-			return err
-		}
-		h.askAll(stores, 0, func(v *volume.Volumes) (bool, error) { return false, v.Delete(ctx, id) }, func(a answer) bool {
+		h.askAll(h.told(ctx), 0, func(v *volume.Volumes) (bool, error) { return false, v.Delete(ctx, id) }, func(a answer) bool {
 			err = errors.Join(err, a.err)
 			return false
 		})

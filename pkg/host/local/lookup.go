@@ -94,23 +94,18 @@ func (h *Host) askAll(stores []*store, d time.Duration, q question, f func(answe
 	}
 }
 
-// told are the datastores that may have what a call is about: the one that ctx tells, else all.
-func (h *Host) told(ctx context.Context) ([]*store, error) {
-	name := host.DatastoreFrom(ctx)
-	if name == "" {
-		return h.stores, nil
+// told are the datastores that may have what a call is about: the one that ctx tells, if this host has it, else all.
+func (h *Host) told(ctx context.Context) []*store {
+	if s, err := h.store(host.DatastoreFrom(ctx)); err == nil {
+		return []*store{s}
 	}
-	s, err := h.store(name)
-	return []*store{s}, err
+	return h.stores
 }
 
 // search finds the datastore that has id: the one that ctx tells, else the one where it was seen, else any. q asks for it.
 // A nil store: none of those that are ready has it; missing says why one is not.
 func (h *Host) search(ctx context.Context, id string, q question) (found answer, missing, err error) {
-	stores, err := h.told(ctx)
-	if err != nil {
-		return answer{}, nil, err
-	}
+	stores := h.told(ctx)
 	if s := h.places.get(id); s != nil && slices.Contains(stores, s) {
 		if a := s.ask(q); a.has || a.err != nil || a.missing != nil {
 			return a, a.missing, a.err
