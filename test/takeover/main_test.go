@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -114,7 +115,10 @@ func descriptors() map[string]string {
 }
 
 // made are the names of disks that do not start with prefix.
-var made []string
+var (
+	madeMu sync.Mutex
+	made   []string
+)
 
 // prefix starts the names of this process's disks.
 func prefix() string { return fmt.Sprintf("takeover-%d-", os.Getpid()) }

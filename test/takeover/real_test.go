@@ -249,7 +249,9 @@ func (p *product) create(t *testing.T, spec host.DiskSpec) host.Disk {
 func (p *product) attach(t *testing.T, d host.Disk) *rig {
 	t.Helper()
 	p.id = d.ID
+	madeMu.Lock()
 	made = append(made, d.ID)
+	madeMu.Unlock()
 	p.device = p.startNode(t, d.ID)
 	l, err := loop.Open(p.device, false)
 	if err != nil {

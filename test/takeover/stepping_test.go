@@ -124,6 +124,7 @@ const (
 func newStepper(t *testing.T) *stepper {
 	t.Helper()
 	need(t)
+	t.Parallel() // most of the time is waiting for a process to follow another
 	s := &stepper{rnd: seeded(t), buf: aligned(t), model: make([]byte, steppingSize)}
 	s.p = &product{dir: t.TempDir(), node: "node-a", stepping: true}
 	s.p.store = filepath.Join(s.p.dir, "store")

@@ -21,8 +21,9 @@ const (
 	retryFirst       = 10 * time.Second
 	retrySoon        = 200 * time.Millisecond
 	retryMost        = 10 * time.Minute
-	lookGap          = 2 * time.Second  // between two looks at all disks
-	leaveTime        = 10 * time.Second // how long the end waits for a datastore that does not answer
+	lookGap          = 100 * time.Millisecond // between two looks at all disks, and
+	lookShare        = 5                      // at the least so many times as long as the last one took
+	leaveTime        = 10 * time.Second       // how long the end waits for a datastore that does not answer
 )
 
 // background is the consolidation on one datastore: one merge at a time. Any operation on the disk that is merged has it
@@ -140,6 +141,7 @@ func (h *Host) Consolidate(ctx context.Context) {
 func (h *Host) consolidate(ctx context.Context, s *store, turns chan struct{}) {
 	b := s.background
 	var looked time.Time // at all
+	gap := time.Duration(0)
 	next := time.Duration(0)
 	for {
 		t := time.NewTimer(next)
@@ -151,27 +153,29 @@ func (h *Host) consolidate(ctx context.Context, s *store, turns chan struct{}) {
 		case <-t.C:
 		}
 		t.Stop()
-		all := b.wantsAll(looked)
+		all := b.wantsAll(looked, gap)
+		start := time.Now()
+		soon := h.look(ctx, s, all, turns)
 		if all {
 			looked = time.Now()
+			gap = max(lookGap, lookShare*looked.Sub(start))
 		}
-		soon := h.look(ctx, s, all, turns)
 		next = b.every
 		if soon > 0 {
 			next = min(next, soon)
 		}
 		if b.asksAll() {
-			next = min(next, lookGap)
+			next = min(next, gap)
 		}
 	}
 }
 
-// wantsAll says whether all disks are to be looked at; looked is when they were last.
-func (b *background) wantsAll(looked time.Time) bool {
+// wantsAll says whether all disks are to be looked at; looked is when they were last, gap how long that is to be ago.
+func (b *background) wantsAll(looked time.Time, gap time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	since := time.Since(looked)
-	all := since >= b.every || b.all && since >= lookGap
+	all := since >= b.every || b.all && since >= gap
 	if all {
 		b.all = false
 	}
