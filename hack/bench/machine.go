@@ -30,8 +30,9 @@ func machine(dir string) (string, error) {
 		return "", err
 	}
 	memory := float64(info.Totalram) * float64(info.Unit) / (1 << 30)
-	return fmt.Sprintf("%d CPUs, %.0f GiB of memory, Linux %s, %s; a 4 KiB write with its fdatasync takes %s there (median)",
-		runtime.NumCPU(), memory, release(unix.ByteSliceToString(uts.Release[:])), fsName(int64(fs.Type)), duration(sync)), nil
+	busy := float64(info.Loads[0]) / (1 << 16) // sysinfo(2): fixed point
+	return fmt.Sprintf("%d CPUs, %.0f GiB of memory, Linux %s, %s; a 4 KiB write with its fdatasync takes %s there (median); load average %.1f before the run",
+		runtime.NumCPU(), memory, release(unix.ByteSliceToString(uts.Release[:])), fsName(int64(fs.Type)), duration(sync), busy), nil
 }
 
 // Release is the version without what a distributor appended.
