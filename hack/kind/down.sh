@@ -64,7 +64,8 @@ wipe_state() {
     # The images stay with the caches, unless nodes that could not be removed are there too.
     if [ -n "$(ls -A "$ENGINE_STORE/docker/containers" 2>/dev/null)" ]; then rm -rf --one-file-system "$ENGINE_STORE"; fi
   fi
-  for dir in "$SHARED_DIR" "$STATE_DIR"/"$CLUSTER"-*; do
+  # By their names, not by a pattern: another cluster's may begin with ours.
+  for dir in "$SHARED_DIR" $(node_names | sed "s#^#$STATE_DIR/#"); do
     if [ -d "$dir" ]; then rm -rf --one-file-system "$dir"; fi
   done
   # The lock is the last thing; who waits for it finds a new one or makes it.
