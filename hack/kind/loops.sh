@@ -34,7 +34,7 @@ devices_over() {
 # be gone, so files are told by device and inode.
 release_files() {
   local loop inode device dir dirs=()
-  for dir in "$SHARED_DIR" "$STATE_DIR"/"$CLUSTER"-* "$ENGINE_STORE/docker/volumes"; do
+  for dir in "$SHARED_DIR" $(node_names | sed "s#^#$STATE_DIR/#") "$ENGINE_STORE/docker/volumes"; do
     if [ -d "$dir" ]; then dirs+=("$dir"); fi
   done
   if [ ${#dirs[@]} = 0 ]; then return 0; fi
