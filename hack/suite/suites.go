@@ -45,7 +45,7 @@ func suites() []suite {
 			goTest: []string{"-timeout=20m", noVet, "./test/takeover/..."}, env: []string{"VMDK_CSI_TAKEOVER=full"}},
 		{name: "e2e", stage: 3, lane: "cluster", cluster: true,
 			about:  "real pods on a kind cluster: everything the demo shows, every access mode, faults",
-			goTest: []string{"-timeout=25m", "-parallel=4", "-tags=e2e", "./test/e2e/..."}},
+			goTest: []string{"-timeout=25m", "-parallel=6", "-tags=e2e", "./test/e2e/..."}},
 		{name: "upstream", stage: 3, lane: "cluster", cluster: true,
 			about:  "fifteen of Kubernetes' own storage tests (test/upstream/named.txt)",
 			goTest: []string{"-timeout=20m", "-tags=e2e", "-run=^TestNamed$", "./test/upstream"}},

@@ -380,8 +380,9 @@ func (e *env) files(d *disk) string {
 func (e *env) raw(d *disk) string {
 	e.t.Helper()
 	e.detached(d.Name)
+	links := e.disk(d.Name).Status.Links
 	out := filepath.Join(e.t.TempDir(), "disk.raw")
-	e.host("qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(e.files(d), "disk.vmdk"), out)
+	e.host("qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(e.files(d), links[len(links)-1].Name), out)
 	return out
 }
 
