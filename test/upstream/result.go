@@ -106,7 +106,10 @@ datastore of scope node (ext4 by default) and once on one of scope shared (XFS b
 		}
 	}
 	b.WriteString("\n## Not run, and why\n")
-	groups, _ := r.skipped()
+	groups, unexplained := r.skipped()
+	if len(unexplained) > 0 {
+		groups = append(groups, group{"No reason is known for these: the run was not complete.", unexplained})
+	}
 	for _, g := range groups {
 		fmt.Fprintf(&b, "\n%s\n\n", g.reason)
 		for _, n := range g.names {
