@@ -74,6 +74,17 @@ func (r *rig) gone(a attachment) {
 	}
 }
 
+// Kill signals a process of this program; an attachment that is not listed has no number, and 0 would be this test's group.
+func kill(t *testing.T, pid int, sig unix.Signal) {
+	t.Helper()
+	if pid <= 1 {
+		t.Fatalf("process %d is none of ours", pid)
+	}
+	if err := unix.Kill(pid, sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // IsProgram says that the process still runs this program; its number may be somebody else's by now.
 func isProgram(pid int) bool {
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
@@ -145,9 +156,7 @@ func (r *rig) killWorker(id string) {
 	if !ok || before.WorkerPID == 0 {
 		r.t.Fatalf("no worker: %+v", before)
 	}
-	if err := unix.Kill(before.WorkerPID, unix.SIGKILL); err != nil {
-		r.t.Fatal(err)
-	}
+	kill(r.t, before.WorkerPID, unix.SIGKILL)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if now, _ := r.listed(id); now.Restarts > before.Restarts && now.State == "Serving" {
 			return
@@ -173,9 +182,7 @@ func TestDetachRefusesWhatIsInUse(t *testing.T) {
 	}
 	r.fails(cli.ExitInUse, "is mounted at "+mount, "detach", a.Device)
 	r.fails(cli.ExitInUse, "is mounted at "+mount, "detach", "disk.vmdk", "--dry-run")
-	if err := unix.Kill(a.KeeperPID, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	kill(t, a.KeeperPID, unix.SIGTERM)
 	if err := os.WriteFile(filepath.Join(mount, "file"), []byte("content"), 0o600); err != nil {
 		t.Errorf("after SIGTERM to the keeper of a mounted disk: %v", err)
 	}
@@ -236,12 +243,10 @@ func TestOtherEnds(t *testing.T) {
 	r := newRig(t)
 	r.ok("create", "disk.vmdk", "--size", "16M", "--type", "monolithicSparse")
 	for name, end := range map[string]func(a attachment){
-		"SIGTERM":    func(a attachment) { _ = unix.Kill(a.KeeperPID, unix.SIGTERM) },
+		"SIGTERM":    func(a attachment) { kill(t, a.KeeperPID, unix.SIGTERM) },
 		"losetup -d": func(a attachment) { r.peer("losetup", "-d", a.Device) },
 		"kill -9": func(a attachment) {
-			if err := unix.Kill(a.KeeperPID, unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
+			kill(t, a.KeeperPID, unix.SIGKILL)
 			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 				if now, _ := r.listed(a.ID); now.State == keeperDied {
 					break
@@ -320,9 +325,7 @@ func TestVolumes(t *testing.T) {
 	a = r.attach(on("pvc one")...)
 	writeDevice(t, a.Device, 2<<20, []byte("more"))
 	a, _ = r.listed(a.ID)
-	if err := unix.Kill(a.KeeperPID, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	kill(t, a.KeeperPID, unix.SIGKILL)
 	for isProgram(a.KeeperPID) || isProgram(a.WorkerPID) {
 		time.Sleep(time.Millisecond)
 	}

@@ -3,8 +3,11 @@ package vmdkctl
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -106,13 +109,27 @@ func TestInterruptedLiveConsolidation(t *testing.T) {
 			}
 		}
 	}
+	// Begin starts until one has begun: the disk may still be busy with the end of the one before.
 	begin := func() (wait func() error) {
-		cmd := r.command(r.on("consolidate", "db", "--rate", "64k")...)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
+		var cmd *exec.Cmd
+		ended := make(chan error, 1)
+		start := func() {
+			cmd = r.command(r.on("consolidate", "db", "--rate", "64k")...)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			go func() { ended <- cmd.Wait() }()
 		}
-		until("it begins", merging)
-		return func() error { _ = cmd.Process.Signal(os.Interrupt); return cmd.Wait() }
+		start()
+		until("it begins", func() bool {
+			select {
+			case <-ended:
+				start()
+			default:
+			}
+			return merging()
+		})
+		return func() error { _ = cmd.Process.Signal(os.Interrupt); return <-ended }
 	}
 	wait := begin()
 	r.writeLive(a.Device, now, 8)
@@ -144,13 +161,7 @@ func TestSnapshotAfterTheKeepersDeath(t *testing.T) {
 	r.ok(r.on("create", "db", "--size", "8M")...)
 	a := r.attach(r.on("db")...)
 	a, _ = r.listed(a.ID)
-	p, err := os.FindProcess(a.KeeperPID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Kill(); err != nil {
-		t.Fatal(err)
-	}
+	kill(t, a.KeeperPID, unix.SIGKILL)
 	for isProgram(a.KeeperPID) || isProgram(a.WorkerPID) {
 		time.Sleep(time.Millisecond)
 	}
