@@ -197,24 +197,27 @@ func (h *Host) look(ctx context.Context, s *store, all bool, turns chan struct{}
 	}
 	soon := time.Duration(0)
 	for _, id := range ids {
-		for ctx.Err() == nil && h.working() == nil && b.left(id) == 0 && h.mergeOne(ctx, s, v, id, turns) {
+		for ctx.Err() == nil && h.working() == nil && b.free(id) && h.mergeOne(ctx, s, v, id, turns) {
 		}
-		if w := b.left(id); w > 0 && (soon == 0 || w < soon) {
-			soon = w
+		if w, waits := b.left(id); waits && (soon == 0 || w < soon) {
+			soon = max(w, time.Millisecond) // its time may have come while the merge stopped
 		}
 	}
 	return soon
 }
 
-// left is how long a disk is to be left alone.
-func (b *background) left(id string) time.Duration {
+// left is how long a disk that waits is to be left alone.
+func (b *background) left(id string) (d time.Duration, waits bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	w, ok := b.waits[id]
-	if !ok {
-		return 0
-	}
-	return max(0, time.Until(w.until))
+	return max(0, time.Until(w.until)), ok
+}
+
+// free says that a disk need not be left alone.
+func (b *background) free(id string) bool {
+	d, waits := b.left(id)
+	return !waits || d == 0
 }
 
 // candidates are the disks to look at: those that were asked for, and all if all.

@@ -19,7 +19,7 @@ type pacer struct {
 	rate     float64 // bytes per second
 	requests func() uint64
 
-	next   time.Time // when the next piece may be copied
+	next   time.Time // when everything that was asked for may be copied
 	looked time.Time
 	last   uint64
 	busy   bool
@@ -40,13 +40,12 @@ func (p *pacer) pace(ctx context.Context, n int64) error {
 	if p.next.Before(now) {
 		p.next = now
 	}
-	wait := p.next.Sub(now)
 	rate := p.rate
 	if p.busy {
 		rate /= busyFactor
 	}
 	p.next = p.next.Add(time.Duration(float64(n) / rate * float64(time.Second)))
-	return sleep(ctx, wait)
+	return sleep(ctx, p.next.Sub(now))
 }
 
 // look finds out whether the disk is in use.
