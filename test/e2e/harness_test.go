@@ -52,7 +52,8 @@ func newEnv(t *testing.T) *env {
 		// Pods before claims: a claim in use is only marked.
 		_, _ = tryKubectl("-n", ns, "delete", "pod", "--all", "--now", "--wait", "--timeout=120s")
 		_, _ = tryKubectl("-n", ns, "delete", "volumesnapshot,pvc", "--all", "--wait", "--timeout=120s")
-		if out, err := tryKubectl("delete", "namespace", ns, "--wait", "--timeout=120s"); err != nil {
+		// Long, because the snapshotter looks again at a snapshot that it could not make after five minutes at the latest.
+		if out, err := tryKubectl("delete", "namespace", ns, "--wait", "--timeout=330s"); err != nil {
 			t.Errorf("namespace %s stays: %s", ns, out)
 		}
 	})
