@@ -97,11 +97,8 @@ func (r Runner) arguments(s Selection, dir string) []string {
 	return args
 }
 
-// exactly is a pattern that fits one full name. Ginkgo matches a name with the suite's before it, and leaves out a container
-// without a text, which leaves two blanks in the report's name.
-func exactly(name string) string {
-	return "(^| )" + strings.ReplaceAll(regexp.QuoteMeta(name), "  ", " +") + "$"
-}
+// exactly is a pattern that fits one full name. Ginkgo matches a name with the suite's before it.
+func exactly(name string) string { return "(^| )" + regexp.QuoteMeta(name) + "$" }
 
 // merge joins two runs of the same suite: a test that ran in either did run.
 func merge(a, b []Spec) []Spec {

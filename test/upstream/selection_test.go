@@ -74,12 +74,15 @@ func TestNamedTests(t *testing.T) {
 		if !strings.HasPrefix(n, suitePrefix+"[Driver: csi.vmdk-csi.io-") {
 			t.Errorf("not the full name of a storage test: %s", n)
 		}
+		if strings.Contains(n, "  ") {
+			t.Errorf("no full name has two blanks: %s", n)
+		}
 		for _, d := range deselections {
 			if d.Fits(n) {
 				t.Errorf("named, and deselected on some machines: %s", n)
 			}
 		}
-		asGinkgo := "suite " + strings.ReplaceAll(n, "  ", " ")
+		asGinkgo := "suite " + n
 		if !regexp.MustCompile(exactly(n)).MatchString(n) || !regexp.MustCompile(exactly(n)).MatchString(asGinkgo) || regexp.MustCompile(exactly(n)).MatchString(n+" twice") {
 			t.Errorf("the pattern of %s does not fit it alone", n)
 		}
@@ -117,7 +120,7 @@ func TestBoundingSet(t *testing.T) {
 }
 
 const reportJSON = `[{"SpecReports":[
- {"LeafNodeType":"It","ContainerHierarchyTexts":["External Storage","[Driver: csi.vmdk-csi.io-node]","a"],"LeafNodeText":"passes","State":"passed","RunTime":2000000000},
+ {"LeafNodeType":"It","ContainerHierarchyTexts":["External Storage","[Driver: csi.vmdk-csi.io-node]","a",""],"LeafNodeText":"passes","State":"passed","RunTime":2000000000},
  {"LeafNodeType":"It","ContainerHierarchyTexts":["External Storage","[Driver: csi.vmdk-csi.io-node]","a"],"LeafNodeText":"is not selected","State":"skipped"},
  {"LeafNodeType":"It","ContainerHierarchyTexts":["External Storage","[Driver: csi.vmdk-csi.io-node]","a"],"LeafNodeText":"skips itself","State":"skipped","Failure":{"Message":"no VAC - skipping"}},
  {"LeafNodeType":"It","ContainerHierarchyTexts":["External Storage","[Driver: csi.vmdk-csi.io-node]","a"],"LeafNodeText":"fails [Feature:SELinux]","State":"failed","Failure":{"Message":"pod\nwas late"},"CapturedGinkgoWriterOutput":"one\ntwo\n"},
@@ -133,6 +136,9 @@ func TestReport(t *testing.T) {
 	specs, err := readReport(file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if n := suitePrefix + "[Driver: csi.vmdk-csi.io-node] a passes"; !slices.ContainsFunc(specs, func(s Spec) bool { return s.Name == n }) {
+		t.Errorf("a container without a text: no test is called %q", n)
 	}
 	r := Result{Specs: specs, Date: time.Unix(0, 0), Kubernetes: "v1"}
 	if p, f, s := r.count(); p != 1 || f != 3 || s != 2 {
