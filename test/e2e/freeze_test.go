@@ -24,6 +24,10 @@ func freezeOfHungFileSystem(t *testing.T) {
 	goOn := func() { _ = exec.Command("docker", "exec", node, "kill", "-CONT", pid).Run() }
 	defer goOn()
 	e.snapshot("s", "c", "e2e-hasty")
+	e.wait(time.Minute, "the driver is asked for the snapshot", func() (string, bool) {
+		saw, _ := tryKubectl("get", "disksnapshots", "-o", "jsonpath={.items[*].spec.disk}")
+		return saw, strings.Contains(saw, d.Name)
+	})
 	time.Sleep(5 * time.Second) // the deadline is 3 s; there is nothing to look at from outside until it has passed
 	goOn()
 	ds := e.ready("s")
