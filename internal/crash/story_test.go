@@ -211,10 +211,7 @@ func (f storyFailure) run() error {
 	if serr != nil && fault.KindOf(serr) == fault.Internal && !errors.Is(serr, unix.EIO) {
 		return wrong(serr, "an error without a kind")
 	}
-	// A former head that could not be opened again for reading keeps its lock for writing until the disk is detached; who wants
-	// to read it is told that it is in use.
-	kept := func(err error) bool { return errors.Is(err, fault.InUse) && strings.HasSuffix(f.s.last(), " full") }
-	if f.f.name == "ENOSPC" && serr != nil && !errors.Is(serr, fault.NoSpace) && !errors.Is(serr, fault.Poisoned) && !kept(serr) {
+	if f.f.name == "ENOSPC" && serr != nil && !errors.Is(serr, fault.NoSpace) && !errors.Is(serr, fault.Poisoned) {
 		return wrong(serr, "a full file system has another name")
 	}
 	g.fs.Heal()
@@ -222,7 +219,7 @@ func (f storyFailure) run() error {
 		err := g.do(f.s.last())
 		// Who has a poisoned disk attached, or one whose descriptors could not be written after a merge, is told to detach it.
 		told := errors.Is(err, fault.Precondition) && (errors.Is(serr, fault.Poisoned) || strings.HasPrefix(f.s.last(), "merge"))
-		if err != nil && !errors.Is(err, fault.Poisoned) && !told && !kept(err) {
+		if err != nil && !errors.Is(err, fault.Poisoned) && !told {
 			return wrong(err, "the step, repeated,")
 		}
 	}

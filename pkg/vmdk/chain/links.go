@@ -63,7 +63,7 @@ func (c *Chain) openAgain(l *vmdk.Link, rw bool) (*vmdk.Link, error) {
 
 // retire makes link i, which was written, a parent: 1. its freed grains go back to the file system, 2. it is marked clean
 // [a crash until here leaves it unclean: Ref.Mend], 3. its files are opened for reading, those for writing closed. All of
-// it must be durable. A file that could not be punched or opened again is no harm.
+// it must be durable. A file that could not be punched or opened again is no harm: open for writing it has a reader's lock, too.
 func (c *Chain) retire(i int) error {
 	l := c.links[i]
 	c.gate.RLock()
@@ -92,7 +92,10 @@ func (c *Chain) retire(i int) error {
 	}
 	next, err := c.openAgain(l, false)
 	if err != nil {
-		return nil //nolint:nilerr // it stays open for writing, and nobody writes it
+		if c.o.Locks {
+			return l.LockAs(fsx.LockRead) // it stays open for writing, nobody writes it, and others may read it
+		}
+		return nil
 	}
 	return c.put(i, next)
 }
