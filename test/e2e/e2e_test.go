@@ -36,6 +36,7 @@ func TestPods(t *testing.T) {
 		{"FreezeOfHungFileSystem", freezeOfHungFileSystem},
 		{"PreProvisioned", preProvisioned},
 		{"BadSnapshots", badSnapshots},
+		{"Flattened", flattened},
 		{"SnapshotOfFullFileSystem", snapshotOfFullFileSystem},
 		{"WrongFileSystem", wrongFileSystem},
 		{"PodDeletedWhileStaging", podDeletedWhileStaging},

@@ -3,12 +3,13 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
 
-// full is a datastore that fills up under a pod, under snapshots (of a disk in use and of one that is not) and in the middle of a
-// copy: each is told, nothing half-made stays in the way, and with room again everything goes on.
+// full is a datastore that fills up under a pod, under snapshots (of a disk in use and of one that is not), in the middle of a
+// copy and in the middle of a merge: each is told, nothing half-made stays in the way, and with room again everything goes on.
 func full(t *testing.T) {
 	e := newEnv(t)
 	e.claim(claim{Name: "c", Class: "e2e-small-thin", Size: "32Mi"})
@@ -45,6 +46,7 @@ func full(t *testing.T) {
 	if got := strings.TrimSpace(e.done("full")); got != want {
 		t.Errorf("the copy holds %q, want %q", got, want)
 	}
+	e.fullMerge(node, filler)
 	for _, s := range []string{"in-use", "detached", "before"} {
 		e.ready(s)
 		e.deleteSnapshot(s)
@@ -53,4 +55,35 @@ func full(t *testing.T) {
 	if got := strings.TrimSpace(e.runPod(pod{Name: "r", Claim: "idle", Script: listing})); got != want {
 		t.Errorf("the source holds %q, want %q", got, want)
 	}
+}
+
+// fullMerge: what lies between two snapshots has to move into the link below it, for which there is no room.
+func (e *env) fullMerge(node, filler string) {
+	e.t.Helper()
+	d := e.diskOf("c")
+	e.snapshot("below", "c", "e2e")
+	e.ready("below")
+	e.exec("p", "rm -f /data/x1; dd if=/dev/urandom of=/data/blob bs=1M count=8 conv=fsync 2>/dev/null")
+	want := e.exec("p", readSum)
+	e.snapshot("above", "c", "e2e")
+	e.ready("above")
+	before := len(e.disk(d.Name).Status.Links)
+	e.host("docker", "exec", node, "sh", "-c", "! dd if=/dev/zero of="+filler+" bs=64k 2>/dev/null; truncate -s -2M "+filler)
+	e.deleteSnapshot("below")
+	e.wait(podTimeout, "the merge of "+d.Name+" waits for room", func() (string, bool) {
+		c := e.disk(d.Name).Status.Consolidation
+		return fmt.Sprintf("%+v", c), c != nil && !c.Running && strings.Contains(c.Reason, "no space left")
+	})
+	if got := len(e.disk(d.Name).Status.Links); got < before {
+		e.t.Errorf("%d links of %d: something was merged without room for it", got, before)
+	}
+	if got := e.exec("p", readSum); got != want {
+		e.t.Errorf("the pod reads %s, it wrote %s", got, want)
+	}
+	e.host("docker", "exec", node, "rm", "-f", filler)
+	e.links(d.Name, before-1)
+	if got := e.exec("p", readSum); got != want {
+		e.t.Errorf("after the merge the pod reads %s, it wrote %s", got, want)
+	}
+	e.deleteSnapshot("above")
 }

@@ -208,6 +208,34 @@ func (e *env) podSees(podName, size string, kib int) {
 	})
 }
 
+// flattened: a restore that is larger than its source shares a shorter base, which VMware would refuse; nothing can be merged,
+// and vmdkctl makes one link of it, which shares nothing.
+func flattened(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-shared"})
+	want := strings.TrimSpace(e.runPod(pod{Name: "w", Claim: "c", Script: putFile + "put a 5000000; " + listing}))
+	e.snapshot("s", "c", "e2e")
+	e.ready("s")
+	e.claim(claim{Name: "larger", Class: "e2e-shared", Size: "640Mi", Snapshot: "s"})
+	if got := strings.TrimSpace(e.runPod(pod{Name: "before", Claim: "larger", Script: listing})); got != want {
+		t.Errorf("the restore holds %q, want %q", got, want)
+	}
+	d := e.diskOf("larger")
+	e.condition(d.Name, v1alpha1.ConditionVMwareReadable, "False")
+	e.detached(d.Name)
+	tool := filepath.Join(t.TempDir(), "vmdkctl")
+	e.host("go", "build", "-o", tool, "../../cmd/vmdkctl")
+	e.host(tool, "flatten", "--datastore", sharedRoots()["shared"], d.Name)
+	if got := strings.TrimSpace(e.runPod(pod{Name: "after", Claim: "larger", Script: listing})); got != want {
+		t.Errorf("flattened, the disk holds %q, want %q", got, want)
+	}
+	e.condition(d.Name, v1alpha1.ConditionVMwareReadable, "True")
+	e.links(d.Name, 1)
+	if size := e.host("stat", "-c", "%s", e.raw(d)); size != fmt.Sprint(640<<20) {
+		t.Errorf("qemu-img reads %s bytes", size)
+	}
+}
+
 // snapshotOfFullFileSystem: the pod has no room left, its snapshot needs none; a file that is deleted in the restore makes room
 // there and is still in the source.
 func snapshotOfFullFileSystem(t *testing.T) {
