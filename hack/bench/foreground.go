@@ -10,8 +10,12 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
-// DefaultRate is what hostd lets a consolidation copy per second.
-const defaultRate = 200 << 20
+// What hostd lets a consolidation copy per second: of a disk that is idle, and of one whose user is at work (pkg/host/local,
+// pace.go), as it is here.
+const (
+	idleRate = 200 << 20
+	busyRate = idleRate / 8
+)
 
 // A pressure is a merge that runs beside a load.
 type pressure struct {
@@ -21,21 +25,28 @@ type pressure struct {
 }
 
 var pressures = []pressure{
-	{"merge below the head, 200 MiB/s", false, defaultRate},
+	{"merge below the head, 25 MiB/s (hostd beside a load)", false, busyRate},
+	{"merge of the live head, 25 MiB/s (hostd beside a load)", true, busyRate},
+	{"merge below the head, 200 MiB/s (hostd without)", false, idleRate},
+	{"merge of the live head, 200 MiB/s (hostd without)", true, idleRate},
 	{"merge below the head, no limit", false, 0},
-	{"merge of the live head, 200 MiB/s", true, defaultRate},
 }
 
 // MeasureForeground compares a load's writes without a merge and during one. The load overwrites what the head has allocated,
 // so that the merge is all that differs.
 func measureForeground(ctx context.Context, b *bench) (part, error) {
-	amount := int64(2 << 30)
+	most := int64(2 << 30)
 	if b.quick {
-		amount = 16 << 20
+		most = 16 << 20
 	}
 	p := part{title: "What consolidation does to the foreground", about: fmt.Sprintf("Random 4 KiB writes from %d writers, past the page cache, "+
-		"in a head on a chain of which two links become one meanwhile (%d MiB to be copied), beside the same load just before.", writers, amount>>20)}
+		"in a head on a chain of which two links become one meanwhile (up to %d MiB to be copied), beside the same load just before. "+
+		"hostd copies 200 MiB per second at most, and an eighth of it while the disk has more than 200 requests per second.", writers, most>>20)}
 	for _, x := range pressures {
+		amount := most
+		if x.rate > 0 {
+			amount = min(most, 12*x.rate) // some twelve seconds
+		}
 		without, during, err := b.squeeze(ctx, x, amount)
 		if err != nil {
 			return p, fmt.Errorf("%s: %w", x.what, err)
