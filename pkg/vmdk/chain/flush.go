@@ -152,27 +152,33 @@ func (c *Chain) live(i int) bool { return i >= len(c.links)-len(c.liveLinks()) }
 // nobody reads or writes them any more. What cannot be punched stays unused until the disk is checked; that is no reason
 // to fail a flush.
 func (c *Chain) reclaim() {
-	c.gate.RLock()
-	links := c.liveLinks()
-	c.gate.RUnlock()
-	for _, l := range links {
+	type full struct {
+		link   *vmdk.Link
+		extent *vmdk.Extent
+	}
+	var found []full
+	c.gate.RLock() // a growth adds extents
+	for _, l := range c.liveLinks() {
 		for _, e := range l.Extents() {
-			if e.Settled() < reclaimAt {
-				continue
+			if e.Settled() >= reclaimAt {
+				found = append(found, full{l, e})
 			}
-			c.gate.Lock()
-			var runs []vmdk.GrainRun
-			if c.alive() == nil && c.written(l) {
-				runs = e.Settle()
-			}
-			c.gate.Unlock()
-			// The disk may be closed from here on, or the link be a parent, so punching is a request of its own.
-			c.gate.RLock()
-			if c.alive() == nil && c.written(l) && len(runs) > 0 {
-				_ = e.Reclaim(runs)
-			}
-			c.gate.RUnlock()
 		}
+	}
+	c.gate.RUnlock()
+	for _, f := range found {
+		c.gate.Lock()
+		var runs []vmdk.GrainRun
+		if c.alive() == nil && c.written(f.link) {
+			runs = f.extent.Settle()
+		}
+		c.gate.Unlock()
+		// The disk may be closed from here on, or the link be a parent, so punching is a request of its own.
+		c.gate.RLock()
+		if c.alive() == nil && c.written(f.link) && len(runs) > 0 {
+			_ = f.extent.Reclaim(runs)
+		}
+		c.gate.RUnlock()
 	}
 }
 
