@@ -1,11 +1,12 @@
 package vmdk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
-	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -53,8 +54,14 @@ func (c *checker) link() error {
 		return err
 	}
 	text, embedded, err := readDescriptorText(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		if embedded && fault.KindOf(err) == fault.Damaged { // say what is wrong with the header, in the catalogue's words
+	lost := !embedded && embeddedText(f) != nil
+	if err = errors.Join(err, f.Close()); err != nil || lost {
+		if lost && (err == nil || fault.KindOf(err) == fault.Damaged) {
+			c.add(ExtentDamaged, Fatal, c.name, 0, 0, "Run vmdkctl repair: the header can be rebuilt if the tables are where they always are",
+				"sector 0 is not a sparse header, but a descriptor follows it: the header is lost")
+			return nil
+		}
+		if k := fault.KindOf(err); embedded && (k == fault.Damaged || k == fault.Unsupported) { // say what is wrong with the header, in the catalogue's words
 			if err := c.extent(ExtentLine{Name: c.name, Type: "SPARSE", Sectors: -1}, 0); err != nil || len(c.r.Problems) > 0 {
 				return err
 			}
@@ -70,7 +77,8 @@ func (c *checker) link() error {
 	if err := l.checkOpenable(); err != nil {
 		return c.finding(err, NotOpenable, c.name)
 	}
-	if long := desc.LongContentID(); long != "" && !desc.CID().Weak() && !strings.HasSuffix(long, desc.CID().String()) {
+	if idsDiffer(desc) {
+		long := desc.LongContentID()
 		c.add(ContentIDsDiffer, Note, c.name, 0, 0, "The next write sets both", "CID is %s, longContentID ends in %s", desc.CID(), long[max(0, len(long)-8):])
 	}
 	var start int64
@@ -169,13 +177,14 @@ func (c *checker) directories(s *sparse, start, size int64) error {
 			return err
 		}
 	}
-	t := &tableChecker{c: c, s: s, start: start, size: size, used: newGrainSet(s)}
+	t := newTableChecker(c, s, start, size)
+	t.overlaps()
 	missing := 0
 	for i := range s.gd {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
-		if s.gd[i] == 0 {
+		if s.gd[i] == 0 || s.rgd != nil && s.rgd[i] == 0 {
 			missing++
 		}
 		if err := t.table(int64(i)); err != nil {
@@ -183,10 +192,17 @@ func (c *checker) directories(s *sparse, start, size int64) error {
 		}
 	}
 	if missing > 0 {
-		c.add(TablesMissing, Warning, s.name, 0, 0, "They are made when they are written", "%d of %d grain tables are missing, which VMware does not expect", missing, len(s.gd))
+		c.add(TablesMissing, Warning, s.name, 0, 0, "They are made when they are written; vmdkctl repair makes them all",
+			"%d of %d grain tables are missing or have no copy, which VMware does not expect", missing, len(s.gd))
 	}
-	t.leaks()
-	return nil
+	if err := t.shared(); err != nil {
+		return err
+	}
+	return t.leaks()
+}
+
+func newTableChecker(c *checker, s *sparse, start, size int64) *tableChecker {
+	return &tableChecker{c: c, s: s, start: start, size: size, meta: newMetadata(s), used: newGrainSet(s), collided: map[uint32]struct{}{}}
 }
 
 // directory reads one directory; entries outside the file are reported and then treated as missing.
@@ -208,4 +224,24 @@ func (c *checker) directory(s *sparse, at uint64, size, start int64) ([]uint32, 
 		}
 	}
 	return d, nil
+}
+
+// embeddedText is the descriptor that begins in sector 1, where every writer puts it; nil if there is none.
+func embeddedText(f fsx.File) []byte {
+	b := make([]byte, 64<<10)
+	n, err := f.ReadAt(b, SectorSize)
+	if err != nil && !errors.Is(err, io.EOF) || n == 0 || b[0] != '#' {
+		return nil
+	}
+	text, _, _ := bytes.Cut(b[:n], []byte{0})
+	if d, err := ParseDescriptor(text); err != nil || len(d.Extents()) != 1 || d.Extents()[0].Type != "SPARSE" {
+		return nil
+	}
+	return text
+}
+
+// idsDiffer tells that the CID is not the low half of the long content ID.
+func idsDiffer(d *Descriptor) bool {
+	long, cid := d.LongContentID(), d.CID()
+	return long != "" && !cid.Weak() && (len(long) < 8 || long[len(long)-8:] != cid.String())
 }

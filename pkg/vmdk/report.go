@@ -37,6 +37,7 @@ const (
 	DirectoryTooLong    Code = "directory-too-long"      // it would fill the memory
 	FileTooLong         Code = "file-too-long"           // longer than table entries reach
 	TableBeyondEnd      Code = "table-beyond-end"        // a grain table lies outside the file
+	MetadataOverlaps    Code = "metadata-overlaps"       // directories and tables lie on each other
 	UncleanShutdown     Code = "unclean-shutdown"        // the last writer did not close
 	TextTransfer        Code = "text-mode-transfer"      // line-end bytes were converted
 	UnknownFlags        Code = "unknown-flags"           // incompatible flags nobody knows
