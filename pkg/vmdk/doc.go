@@ -2,8 +2,8 @@
 //
 // Responsible for: parsing and writing descriptors without losing what it does not know; creating links durably;
 // opening links of the kinds monolithicFlat, twoGbMaxExtentFlat, monolithicSparse and twoGbMaxExtentSparse; grain
-// table lookup, change and write-back; allocation of grains; growth; checking and recovering the structure. How links
-// form a disk that is read and written is package chain.
+// table lookup, change and write-back; allocation of grains; growth; checking, recovering and repairing the structure
+// (check*.go, recover.go, repair*.go). How links form a disk that is read and written is package chain.
 //
 // Invariants:
 //   - A read-only Link never writes, not even a flag.
@@ -12,6 +12,7 @@
 //   - An extent name is one path element of the descriptor's directory, or the link is refused.
 //   - A descriptor becomes visible only after its extents are durable; a grain-table entry is written only when the
 //     grain it names is durable (the caller syncs between Freeze and WriteTables).
+//   - Repair writes only what was planned and checked on an overlay, after the undo file is durable.
 //   - The grain table and its redundant copy are equal at every clean close.
 //   - Memory follows the file's size, never a claim of its header; grain tables are loaded when first needed.
 //

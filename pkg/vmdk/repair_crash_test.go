@@ -1,0 +1,184 @@
+package vmdk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// crashed are the defects whose repairs write in every way that there is: entries, grains that move, tables, directories,
+// headers, descriptors inside and beside the extent.
+var crashed = []string{"entry missing in the table", "shared", "inside the metadata, in both", "directory beyond the end", "table beyond the end",
+	"copy of a table missing", "header ahead of the line", "zeros without the flag, in both", "no header", "unclean", "long content ID"}
+
+func eachCrashed(t *testing.T, do func(t *testing.T, im *image)) {
+	for _, f := range formats {
+		if f.p.GrainSectors == 0 && f.name != "one table" {
+			continue
+		}
+		healthy := newImage(t, f)
+		for _, m := range sparseMutations {
+			if slices.Contains(crashed, m.name) {
+				t.Run(f.name+"/"+m.name, func(t *testing.T) {
+					im := healthy.clone()
+					im.t = t
+					m.do(im.at(0))
+					do(t, im)
+				})
+			}
+		}
+	}
+}
+
+var all = RepairParams{Fix: Repairable, Loss: true}
+
+// TestRepairCrash: the power may fail at any point of a repair. Then undo brings back what was, and so does not beginning; or the
+// repair is made again, with the same result.
+func TestRepairCrash(t *testing.T) {
+	eachCrashed(t, func(t *testing.T, im *image) {
+		s := im.fs()
+		s.Record()
+		want, err := Repair(context.Background(), s.Root(), imageName, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := 0
+		for cut := range s.Crashes(32, 1) {
+			states++
+			d := cut.Root()
+			if _, err := d.Stat(UndoName(imageName)); err == nil {
+				if err := UndoRepair(d, UndoName(imageName)); err != nil {
+					t.Fatalf("undo: %v (%s)", err, cut.Cut())
+				}
+			}
+			im.unchanged(t, d, cut.Cut())
+		}
+		for cut := range s.Crashes(4, 1) {
+			d := cut.Root()
+			if err := d.Remove(UndoName(imageName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			again, err := Repair(context.Background(), d, imageName, all)
+			if err != nil || again.After.Sound() != want.After.Sound() {
+				t.Fatalf("again: %+v %v (%s)", again, err, cut.Cut())
+			}
+			got := im.read(d)
+			for i, c := range im.read(s.Root()) {
+				if i >= len(got) || got[i].err != nil || got[i].hash != c.hash {
+					t.Fatalf("again: guest bytes from %d differ (%s)", c.off, cut.Cut())
+				}
+			}
+		}
+		if states < 3 {
+			t.Fatalf("%d states", states)
+		}
+	})
+}
+
+// TestRepairUndoCrash: undo can be cut off and repeated.
+func TestRepairUndoCrash(t *testing.T) {
+	eachCrashed(t, func(t *testing.T, im *image) {
+		s := im.fs()
+		r, err := Repair(context.Background(), s.Root(), imageName, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Record()
+		if err := UndoRepair(s.Root(), r.Undo); err != nil {
+			t.Fatal(err)
+		}
+		for cut := range s.Crashes(32, 1) {
+			if err := UndoRepair(cut.Root(), r.Undo); err != nil && !errors.Is(err, fault.NotFound) {
+				t.Fatalf("%v (%s)", err, cut.Cut())
+			}
+			im.unchanged(t, cut.Root(), cut.Cut())
+		}
+	})
+}
+
+// TestRepairFails: every operation of a repair may fail. Undo, or a second try, works.
+func TestRepairFails(t *testing.T) {
+	eachCrashed(t, func(t *testing.T, im *image) {
+		for n := 0; ; n++ {
+			s := im.fs()
+			s.Record()
+			s.FailAt(n, unix.EIO)
+			_, err := Repair(context.Background(), s.Root(), imageName, all)
+			if s.Failed() == 0 && err == nil {
+				if n < 3 {
+					t.Fatalf("%d operations", n)
+				}
+				return
+			}
+			s.Heal()
+			if _, serr := s.Root().Stat(UndoName(imageName)); serr == nil {
+				if err := UndoRepair(s.Root(), UndoName(imageName)); err != nil {
+					t.Fatalf("undo after failure %d: %v", n, err)
+				}
+			} else if err == nil {
+				t.Fatalf("failure %d went unnoticed", n)
+			}
+			im.unchanged(t, s.Root(), "failure")
+		}
+	})
+}
+
+func (im *image) unchanged(t *testing.T, d fsx.Dir, when string) {
+	t.Helper()
+	for n, b := range im.files {
+		if !bytes.Equal(slurp(t, d, n), b) {
+			t.Fatalf("%s is not what it was (%s)", n, when)
+		}
+	}
+}
+
+// TestUndoRefuses: what was written after the repair is not overwritten; what is no undo file is not used.
+func TestUndoRefuses(t *testing.T) {
+	healthy := newImage(t, formats[0])
+	im := healthy.clone()
+	sparseMutations[1].do(im.at(0))
+	d := im.dir()
+	r, err := Repair(context.Background(), d, imageName, all)
+	if err != nil || r.Undo == "" || !r.Content {
+		t.Fatalf("%+v %v", r, err)
+	}
+	if _, err := Repair(context.Background(), d, imageName, all); !errors.Is(err, fault.Exists) {
+		t.Errorf("a second repair over the undo file of the first: %v", err)
+	}
+	l, err := Open(d, imageName, Options{ReadWrite: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Begin(), l.CloseClean()); err != nil {
+		t.Fatal(err)
+	}
+	if err := UndoRepair(d, r.Undo); !errors.Is(err, fault.Precondition) {
+		t.Errorf("undo over a later write: %v", err)
+	}
+	patch(t, d, r.Undo, 40, 'x')
+	if err := UndoRepair(d, r.Undo); !errors.Is(err, fault.Damaged) {
+		t.Errorf("undo of a damaged file: %v", err)
+	}
+	if _, err := Repair(context.Background(), d, imageName, RepairParams{Fix: []Code{BadVersion}}); !errors.Is(err, fault.Unsupported) {
+		t.Errorf("a code without a repair: %v", err)
+	}
+	f, err := d.Open(imageName, fsx.ReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Lock(fsx.LockWrite); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Repair(context.Background(), d, imageName, RepairParams{Fix: Repairable, Undo: "other"}); !errors.Is(err, fault.InUse) {
+		t.Errorf("repair of a disk in use: %v", err)
+	}
+}
