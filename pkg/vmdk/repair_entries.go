@@ -235,7 +235,7 @@ func (e *extentRepair) decide(g int64, x, y uint32) (v uint32, ok bool, err erro
 	if o, ok := e.owner[v]; v > 1 && (!ok || o != g) && !e.t.used.add(v) {
 		return e.mendEntry(g, v, "")
 	}
-	if v == 0 && wx != GrainBeyondCapacity {
+	if v == 0 && x != 0 && wx != GrainBeyondCapacity {
 		off, n := e.t.guest(g, 1)
 		r.lost(TableCopiesDiffer, e.s.name, off, n, "the table named a wrong place, its copy none: nothing is stored here now")
 	}

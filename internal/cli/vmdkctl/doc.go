@@ -1,7 +1,7 @@
 // Package vmdkctl is the commands of the program vmdkctl: the packages of this module in a person's shell, without
 // Kubernetes.
 //
-//	create info chain map check convert diff   disks as files
+//	create info chain map check repair convert diff   disks as files
 //	snapshot snapshots restore clone           volumes of a datastore, by package volume: what the driver makes and
 //	consolidate flatten delete                 what is made here are the same
 //	attach detach list                         disks as kernel devices, kept alive by a keeper process of their own

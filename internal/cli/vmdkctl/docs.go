@@ -50,11 +50,11 @@ var exitCodes = []struct {
 	code    int
 	meaning string
 }{
-	{cli.ExitOK, "done; for `check`: the disk is clean"},
+	{cli.ExitOK, "done; for `check` and `repair`: the disk is clean"},
 	{cli.ExitFailed, "the command could not do its work"},
 	{cli.ExitUsage, "the command line is wrong"},
-	{cli.ExitDamaged, "the disk is damaged; for `check`: errors were found"},
-	{cli.ExitWarned, "`check` only: no damage, but something to know about (a live disk, one that was not closed cleanly, something that some program may object to)"},
+	{cli.ExitDamaged, "the disk is damaged; for `check` and `repair`: errors were found, or are left"},
+	{cli.ExitWarned, "`check` and `repair` only: no damage, but something to know about (a live disk, one that was not closed cleanly, something that some program may object to)"},
 	{cli.ExitInUse, "the disk is in use: attached, locked or mounted"},
 }
 

@@ -145,7 +145,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		{"copies differ", "disk.vmdk", func(r *rig) { r.patch("disk.vmdk", 22*512+4*300, 5) }, verdictDamaged, "table-copies-differ"},
 		{"text transfer", "disk.vmdk", func(r *rig) { r.patch("disk.vmdk", 73, '\r') }, verdictDamaged, "text-mode-transfer"},
 		{"directory far away", "disk.vmdk", func(r *rig) { r.patch("disk.vmdk", 58, 0xff) }, verdictDamaged, "directory-beyond-end"},
-		{"no header", "disk.vmdk", func(r *rig) { r.patch("disk.vmdk", 0, 0) }, verdictDamaged, "descriptor-damaged"},
+		{"no header", "disk.vmdk", func(r *rig) { r.patch("disk.vmdk", 0, 0) }, verdictDamaged, "extent-damaged"},
 		{"cut off", "disk.vmdk", func(r *rig) { _ = os.Truncate(r.path("disk.vmdk"), 1<<20) }, verdictDamaged, "grain-beyond-end"},
 		{"extent missing", "flat.vmdk", func(r *rig) { _ = os.Remove(r.path("flat-flat.vmdk")) }, verdictDamaged, "extent-missing"},
 		{"extent short", "flat.vmdk", func(r *rig) { _ = os.Truncate(r.path("flat-flat.vmdk"), 1000) }, verdictDamaged, "extent-short"},

@@ -73,7 +73,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.convertCommand(), a.diffCommand())
+	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.repairCommand(), a.convertCommand(), a.diffCommand())
 	add("snapshot", a.snapshotCommand(), a.snapshotsCommand(), a.restoreCommand(), a.cloneCommand(), a.consolidateCommand(),
 		a.flattenCommand(), a.deleteCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())
