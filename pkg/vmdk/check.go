@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -20,6 +21,9 @@ func Check(ctx context.Context, d fsx.Dir, name string) (Report, error) {
 	err := c.link()
 	return c.r, fault.Wrap(err, "check %s", name)
 }
+
+// checkable are the types whose structure is examined, whether or not this package can open them.
+var checkable = map[Type]bool{"vmfsSparse": true}
 
 type checker struct {
 	ctx  context.Context
@@ -75,7 +79,9 @@ func (c *checker) link() error {
 	l := &Link{Name: c.name, dir: c.d, embedded: embedded}
 	l.desc.Store(desc)
 	if err := l.checkOpenable(); err != nil {
-		return c.finding(err, NotOpenable, c.name)
+		if err := c.finding(err, NotOpenable, c.name); err != nil || !checkable[desc.Type()] {
+			return err
+		}
 	}
 	if idsDiffer(desc) {
 		long := desc.LongContentID()
@@ -105,7 +111,7 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	switch {
 	case x.Access == "NOACCESS" || x.Type == "ZERO":
 		return nil
-	case x.Type != "FLAT" && x.Type != "VMFS" && x.Type != "SPARSE":
+	case !slices.Contains([]string{"FLAT", "VMFS", "SPARSE", "VMFSSPARSE"}, x.Type):
 		c.add(NotOpenable, Fatal, c.name, start, size, "", "extent type %s is not supported", clip(x.Type))
 		return nil
 	}
@@ -121,6 +127,13 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if x.Type == "VMFSSPARSE" {
+		head := make([]byte, SectorSize)
+		if n, _ := f.ReadAt(head, 0); n < len(head) || magicOf(head) != magicKDMV { // old ESX images call hosted extents so
+			return c.cowd(f, x, start, info.Size)
+		}
+		x.Type = "SPARSE"
 	}
 	if x.Type != "SPARSE" {
 		c.r.Allocated += min(info.Allocated, size)

@@ -57,7 +57,7 @@ type RepairStep struct {
 // Repairable are the codes that Repair knows a remedy for, if the disk lets it.
 var Repairable = []Code{TextTransfer, ExtentDamaged, BadGrainSize, BadTableSize, BadCapacity, BadOverhead, DirectoryBeyondEnd, TableBeyondEnd,
 	MetadataOverlaps, TablesMissing, TableCopiesDiffer, GrainShared, GrainInMetadata, GrainBeyondEnd, GrainBeyondCapacity, GrainUnaligned,
-	GrainCutOff, ZeroEntryNoFlag, CapacityDiffers, ContentIDsDiffer, ExtentShort, UncleanShutdown}
+	GrainCutOff, ZeroEntryNoFlag, CapacityDiffers, ContentIDsDiffer, ExtentShort, FreeSectorLow, UncleanShutdown}
 
 // UndoName is where Repair keeps what it overwrites.
 func UndoName(name string) string { return name + ".undo" }
@@ -306,6 +306,8 @@ func (r *repairer) extent(x *ExtentLine, start int64) error {
 		return nil
 	case x.Type == "SPARSE":
 		return r.sparse(x, start)
+	case x.Type == "VMFSSPARSE":
+		return r.cowd(x, start)
 	case (x.Type == "FLAT" || x.Type == "VMFS") && r.asked(ExtentShort):
 		return r.extend(x, start)
 	}

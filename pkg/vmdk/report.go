@@ -38,6 +38,7 @@ const (
 	FileTooLong         Code = "file-too-long"           // longer than table entries reach
 	TableBeyondEnd      Code = "table-beyond-end"        // a grain table lies outside the file
 	MetadataOverlaps    Code = "metadata-overlaps"       // directories and tables lie on each other
+	FreeSectorLow       Code = "free-sector-low"         // COWD: the next write would overwrite data
 	UncleanShutdown     Code = "unclean-shutdown"        // the last writer did not close
 	TextTransfer        Code = "text-mode-transfer"      // line-end bytes were converted
 	UnknownFlags        Code = "unknown-flags"           // incompatible flags nobody knows
