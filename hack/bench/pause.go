@@ -53,28 +53,32 @@ func measurePause(ctx context.Context, b *bench) (part, error) {
 		n = 2
 	}
 	p := part{title: "The pause of a snapshot", about: fmt.Sprintf("The longest of the random 4 KiB writes of %d writers (past the page cache, "+
-		"%d grains spread over the disk) that were under way during a snapshot, over %d snapshots, up to %d on one thin disk: every grain is "+
-		"written anew after each. *engine* is the engine and the datastore in one process; *loop device* is the whole way: block device, FUSE, "+
+		"%d grains spread over a range) that were under way during a snapshot, over %d snapshots, up to %d on one thin disk: every grain is "+
+		"written anew after each. The range is the first GiB of the disk, where the grains belong to 32 grain tables, or (*all over*) the whole "+
+		"disk, where each of them has its own, and a flush that much more to write. *engine* is the engine and the datastore in one process; *loop device* is the whole way: block device, FUSE, "+
 		"worker, and the commit by another process. *calm* is as long a time right before each.", writers, hotGrains, n, perDisk)}
 	all, why := b.ways()
 	if why != "" {
 		p.about += " The loop device is left out here: " + why + "."
 	}
 	for _, w := range all {
-		var small, large pauses
+		var small, large, wide pauses
 		for left := n; left > 0; left -= perDisk { // in turn: what else the machine does meets both
-			if err := b.pauses(ctx, w, 1<<30, min(left, perDisk), &small); err != nil {
-				return p, fmt.Errorf("%s, 1 GiB: %w", w.name, err)
-			}
-			if err := b.pauses(ctx, w, 1<<40, min(left, perDisk), &large); err != nil {
-				return p, fmt.Errorf("%s, 1 TiB: %w", w.name, err)
+			for _, x := range []struct {
+				size, span int64
+				all        *pauses
+			}{{1 << 30, 1 << 30, &small}, {1 << 40, 1 << 30, &large}, {1 << 40, 1 << 40, &wide}} {
+				if err := b.pauses(ctx, w, x.size, x.span, min(left, perDisk), x.all); err != nil {
+					return p, fmt.Errorf("%s, %d GiB: %w", w.name, x.size>>30, err)
+				}
 			}
 		}
 		for _, q := range []float64{50, 99} {
-			s, l := percentile(small.with, q), percentile(large.with, q)
+			s, l, a := percentile(small.with, q), percentile(large.with, q), percentile(wide.with, q)
 			p.rows = append(p.rows,
 				row{fmt.Sprintf("pause p%.0f, %s, 1 GiB", q, w.name), duration(s), "calm, 1 GiB", duration(percentile(small.without, q))},
-				row{fmt.Sprintf("pause p%.0f, %s, 1 TiB", q, w.name), duration(l), "pause, 1 GiB", duration(s)})
+				row{fmt.Sprintf("pause p%.0f, %s, 1 TiB", q, w.name), duration(l), "pause, 1 GiB", duration(s)},
+				row{fmt.Sprintf("pause p%.0f, %s, 1 TiB, all over", q, w.name), duration(a), "pause, 1 GiB", duration(s)})
 		}
 		p.rows = append(p.rows, row{fmt.Sprintf("whole snapshot p50, %s, 1 TiB", w.name), duration(median(large.call)),
 			"1 GiB", duration(median(small.call))})
@@ -82,14 +86,14 @@ func measurePause(ctx context.Context, b *bench) (part, error) {
 	return p, nil
 }
 
-// Pauses takes n snapshots of one disk.
-func (b *bench) pauses(ctx context.Context, w way, size int64, n int, all *pauses) (err error) {
+// Pauses takes n snapshots of one disk, whose first span bytes are written.
+func (b *bench) pauses(ctx context.Context, w way, size, span int64, n int, all *pauses) (err error) {
 	t, err := w.make(ctx, b, size)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, t.close()) }()
-	l, err := startLoad(t, size, b.seed)
+	l, err := startLoad(t, span, b.seed)
 	if err != nil {
 		return err
 	}
