@@ -1,6 +1,7 @@
 package chain_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"runtime"
@@ -13,6 +14,9 @@ import (
 func TestMain(m *testing.M) {
 	fds, goroutines := descriptors(), runtime.NumGoroutine()
 	code := m.Run()
+	if f := flag.Lookup("test.fuzz"); f != nil && f.Value.String() != "" { // the fuzzer keeps a goroutine for signals
+		os.Exit(code)
+	}
 	for deadline := time.Now().Add(5 * time.Second); code == 0; time.Sleep(10 * time.Millisecond) {
 		f, g := descriptors(), runtime.NumGoroutine()
 		if f <= fds && g <= goroutines {
