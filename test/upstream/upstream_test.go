@@ -114,7 +114,7 @@ func TestAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res := Result{Date: time.Now(), Machine: m, Kubernetes: output(t, "kubectl", "version", "-o", "jsonpath={.serverVersion.gitVersion}"),
+	res := Result{Date: time.Now(), Machine: m, Kubernetes: output(t, "kubectl", "get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.kubeletVersion}"),
 		Kernel: output(t, "uname", "-r"), Commit: output(t, "git", "-C", cluster.Repo(), "describe", "--always", "--dirty")}
 	res.Specs = r.all(t, m)
 	res.Took = time.Since(res.Date)
