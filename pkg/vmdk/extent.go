@@ -19,6 +19,7 @@ type Extent struct {
 	data     fsx.File // guest data, direct if asked
 	base     int64    // Flat: byte of the file where the extent begins
 	sp       *sparse  // Sparse only
+	ro       readMap  // Stream and SESparse only
 	writable bool
 	unsynced atomic.Bool // data was written since the last SyncData
 	solid    atomic.Bool // the file system refused to punch
@@ -41,11 +42,22 @@ const (
 	Zeroed                   // zeros, whatever the parent has
 )
 
-// Run is a piece of an extent of one state and, when allocated, contiguous in the file.
+// Run is a piece of an extent of one state and, when allocated and not packed, contiguous in the file.
 type Run struct {
 	State  State
-	Offset int64 // byte in the extent's file; Allocated only
+	Packed bool  // allocated, but compressed: there is no byte of the file to be read
+	Offset int64 // byte in the extent's file; Allocated and not Packed only
 	Len    int64 // bytes
+}
+
+// readMap is how the grains of an extent that is only read are found. All of it may be called at once.
+type readMap interface {
+	// run describes the piece at off, at most n bytes.
+	run(off, n int64) (Run, error)
+	// read reads allocated bytes from off on.
+	read(p []byte, off int64) error
+	grainBytes() int64
+	close() error
 }
 
 // Run describes the piece at off (bytes from the extent's start), at most n bytes long.
@@ -55,8 +67,18 @@ func (e *Extent) Run(off, n int64) (Run, error) {
 		return Run{State: Allocated, Offset: e.base + off, Len: n}, nil
 	case Zero:
 		return Run{State: Zeroed, Len: n}, nil
+	case Stream, SESparse:
+		return e.ro.run(off, n)
 	}
 	return e.sp.run(off, n)
+}
+
+// ReadRun reads the allocated bytes from off (bytes from the extent's start) on that are the beginning of r.
+func (e *Extent) ReadRun(p []byte, off int64, r Run) error {
+	if e.ro != nil {
+		return fault.Wrap(e.ro.read(p, off), "extent %s", e.Name)
+	}
+	return e.ReadFile(p, r.Offset)
 }
 
 // ReadFile reads guest data at a byte offset of the extent's file, as Run gave it. A file that ends inside its last
@@ -126,6 +148,9 @@ func (e *Extent) SyncData() error {
 
 // GrainBytes is the grain size; 0 for kinds without grains.
 func (e *Extent) GrainBytes() int64 {
+	if e.ro != nil {
+		return e.ro.grainBytes()
+	}
 	if e.sp == nil {
 		return 0
 	}
@@ -158,6 +183,9 @@ func (e *Extent) close() error {
 	}
 	if e.sp != nil && e.sp.file != nil {
 		errs = append(errs, e.sp.file.Close())
+	}
+	if e.ro != nil {
+		errs = append(errs, e.ro.close())
 	}
 	return errors.Join(errs...)
 }

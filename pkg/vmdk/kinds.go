@@ -15,6 +15,8 @@ const (
 	MonolithicSparse     Type = "monolithicSparse"     // one file: header, embedded descriptor, tables, grains
 	TwoGbMaxExtentSparse Type = "twoGbMaxExtentSparse" // descriptor + sparse extents of any size
 	vmfsFlat             Type = "vmfs"                 // ESXi: descriptor + one VMFS extent, raw data outside VMFS
+	StreamOptimized      Type = "streamOptimized"      // one file of compressed grains, written from its beginning to its end
+	SESparseType         Type = "seSparse"             // ESXi: descriptor + one SESPARSE extent, only read here
 )
 
 // Sparse tells that the extents of a link of this type are grain-mapped, so that it may have a parent.
@@ -41,6 +43,8 @@ const (
 	Flat   ExtentKind = iota + 1 // byte x of the extent is byte offset+x of the file
 	Sparse                       // grains found through a directory and tables
 	Zero                         // no file: reads as zeros, cannot be written
+	Stream                       // compressed grains, only read (streamOptimized)
+	SESparse                     // 4 KiB grains of ESXi's snapshots, only read
 )
 
 func (k ExtentKind) String() string {
@@ -51,6 +55,10 @@ func (k ExtentKind) String() string {
 		return "SPARSE"
 	case Zero:
 		return "ZERO"
+	case Stream:
+		return "SPARSE (compressed)"
+	case SESparse:
+		return "SESPARSE"
 	}
 	return "unknown"
 }

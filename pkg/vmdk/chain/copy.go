@@ -154,7 +154,7 @@ func (c *Chain) push(m *merging, off, n int64) error {
 		if err != nil {
 			return err
 		}
-		if err := e.ReadFile(buf[:p.n], r.Offset); err != nil {
+		if err := e.ReadRun(buf[:p.n], p.off-e.Start, r); err != nil {
 			return err
 		}
 		return c.putBelow(m.lower, buf[:p.n], p.off, e.GrainBytes())

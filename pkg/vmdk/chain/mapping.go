@@ -22,7 +22,7 @@ type Extent struct {
 	Zero bool `json:"zero"`
 	// Data: a file has the bytes. A hole of a flat file is Zero and Data, as in qemu.
 	Data bool `json:"data"`
-	// File and Offset are where; File is "" if nowhere.
+	// File and Offset are where; File is "" if nowhere, or if the data is compressed.
 	File   string `json:"file,omitempty"`
 	Offset int64  `json:"offset,omitempty"`
 }
@@ -88,6 +88,9 @@ func (c *Chain) mapOnce(off, n int64) (Extent, error) {
 			return x, nil
 		case r.State == vmdk.Allocated:
 			x.Present, x.Zero, x.Data, x.File, x.Offset = true, false, true, e.Name, r.Offset
+			if r.Packed {
+				x.File, x.Offset = "", 0
+			}
 			if e.Kind == vmdk.Flat {
 				err = mapFlat(&x, e, off-e.Start)
 			}

@@ -38,7 +38,7 @@ func (c *Chain) read(i int, p []byte, off int64) error {
 		}
 		switch r.State {
 		case vmdk.Allocated:
-			err = e.ReadFile(p[:r.Len], r.Offset)
+			err = e.ReadRun(p[:r.Len], off-e.Start, r)
 		case vmdk.Zeroed:
 			clear(p[:r.Len])
 		default:
