@@ -40,11 +40,11 @@ type ExtentKind int
 
 // Extent kinds.
 const (
-	Flat   ExtentKind = iota + 1 // byte x of the extent is byte offset+x of the file
-	Sparse                       // grains found through a directory and tables
-	Zero                         // no file: reads as zeros, cannot be written
-	Stream                       // compressed grains, only read (streamOptimized)
-	SESparse                     // 4 KiB grains of ESXi's snapshots, only read
+	Flat     ExtentKind = iota + 1 // byte x of the extent is byte offset+x of the file
+	Sparse                         // grains found through a directory and tables
+	Zero                           // no file: reads as zeros, cannot be written
+	Stream                         // compressed grains, only read (streamOptimized)
+	SESparse                       // 4 KiB grains of ESXi's snapshots, only read
 )
 
 func (k ExtentKind) String() string {
