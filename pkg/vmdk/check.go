@@ -23,7 +23,7 @@ func Check(ctx context.Context, d fsx.Dir, name string) (Report, error) {
 }
 
 // checkable are the types whose structure is examined, whether or not this package can open them.
-var checkable = map[Type]bool{"vmfsSparse": true}
+var checkable = map[Type]bool{"vmfsSparse": true, "streamOptimized": true}
 
 type checker struct {
 	ctx  context.Context
@@ -154,6 +154,9 @@ func (c *checker) sparse(f fsx.File, x ExtentLine, start, size int64) error {
 	h, err := decodeHeader(sector)
 	if err != nil {
 		return c.finding(err, ExtentDamaged, x.Name)
+	}
+	if h.flags&flagCompressed != 0 && h.compression == 1 {
+		return c.stream(f, h, x, start, size)
 	}
 	if ds := h.defects(size); len(ds) > 0 {
 		for _, d := range ds {

@@ -57,7 +57,8 @@ type RepairStep struct {
 // Repairable are the codes that Repair knows a remedy for, if the disk lets it.
 var Repairable = []Code{TextTransfer, ExtentDamaged, BadGrainSize, BadTableSize, BadCapacity, BadOverhead, DirectoryBeyondEnd, TableBeyondEnd,
 	MetadataOverlaps, TablesMissing, TableCopiesDiffer, GrainShared, GrainInMetadata, GrainBeyondEnd, GrainBeyondCapacity, GrainUnaligned,
-	GrainCutOff, ZeroEntryNoFlag, CapacityDiffers, ContentIDsDiffer, ExtentShort, FreeSectorLow, UncleanShutdown}
+	GrainCutOff, ZeroEntryNoFlag, CapacityDiffers, ContentIDsDiffer, ExtentShort, FreeSectorLow,
+	StreamGrainDamaged, StreamTablesDiffer, StreamFooterDamaged, UncleanShutdown}
 
 // UndoName is where Repair keeps what it overwrites.
 func UndoName(name string) string { return name + ".undo" }
@@ -153,7 +154,7 @@ func worse(before, after *Report) error {
 	}
 	for _, p := range after.Problems {
 		// What a fatal defect hid is seen only now.
-		if p.Severity >= Error && !had[p.Code] && !fatal {
+		if p.Severity >= Error && !had[p.Code] && !fatal && p.Code != NotOpenable {
 			return fault.New(fault.Precondition, "repair the disk from a backup, or convert what is readable", "nothing was changed: the repair would leave another defect: %s", p)
 		}
 	}

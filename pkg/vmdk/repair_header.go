@@ -32,7 +32,7 @@ func (r *repairer) header(lines []ExtentLine, i int) error {
 		return r.skip(err)
 	}
 	for _, d := range h.defects(info.Size) {
-		if !r.asked(d.code) {
+		if !r.asked(d.code) || h.flags&flagCompressed != 0 && d.code != TextTransfer {
 			continue
 		}
 		switch d.code {
@@ -74,7 +74,7 @@ func (r *repairer) plausible(name string, h *header, but ...Code) bool {
 	}
 	rep, err := Check(r.ctx, o, r.name)
 	return err == nil && len(rep.Problems) < 100 && !slices.ContainsFunc(rep.Problems, func(p Problem) bool {
-		return p.Severity == Fatal && p.File == name && !slices.Contains(but, p.Code) && p.Code != DirectoryBeyondEnd && p.Code != TableBeyondEnd
+		return p.Severity == Fatal && p.File == name && !slices.Contains(but, p.Code) && p.Code != DirectoryBeyondEnd && p.Code != TableBeyondEnd && p.Code != NotOpenable
 	})
 }
 

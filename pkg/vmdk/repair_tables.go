@@ -48,6 +48,9 @@ func (r *repairer) sparse(x *ExtentLine, start int64) error {
 	if err != nil {
 		return err
 	}
+	if h := r.streamHeader(f); h != nil {
+		return r.stream(f, h, x, start, info.Size)
+	}
 	h := r.goodHeader(x.Name)
 	if h == nil {
 		return nil

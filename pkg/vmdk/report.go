@@ -39,6 +39,10 @@ const (
 	TableBeyondEnd      Code = "table-beyond-end"        // a grain table lies outside the file
 	MetadataOverlaps    Code = "metadata-overlaps"       // directories and tables lie on each other
 	FreeSectorLow       Code = "free-sector-low"         // COWD: the next write would overwrite data
+	StreamGrainDamaged  Code = "stream-grain-damaged"    // a compressed grain cannot be read
+	StreamTablesDiffer  Code = "stream-tables-differ"    // a compressed grain is not where its table says
+	StreamFooterDamaged Code = "stream-footer-damaged"   // no footer, or another one than the header
+	StreamEndMissing    Code = "stream-end-missing"      // no end marker
 	UncleanShutdown     Code = "unclean-shutdown"        // the last writer did not close
 	TextTransfer        Code = "text-mode-transfer"      // line-end bytes were converted
 	UnknownFlags        Code = "unknown-flags"           // incompatible flags nobody knows

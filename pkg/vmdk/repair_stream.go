@@ -1,0 +1,301 @@
+package vmdk
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+)
+
+// streamRepair plans the repair of a compressed extent. Every record says which grain it is, so that a walk through the file
+// rebuilds any table; records are never written.
+type streamRepair struct {
+	r    *repairer
+	m    *streamMap
+	head *header // sector 0
+	scan *streamScan
+}
+
+// streamScan is what a walk through the file found.
+type streamScan struct {
+	tables map[int64][]uint32 // the last good record of each grain
+	dir    int64              // sector of the directory behind its marker, 0: none
+	places []int64            // sectors of tables behind their markers
+	ended  bool
+	next   int64 // where the walk stopped
+	last   int64 // the grain of the last record, -1: none
+}
+
+// stream repairs a compressed extent: 1. tables, directory, sync, 2. footer or header.
+func (r *repairer) stream(f fsx.File, h *header, x *ExtentLine, start, size int64) error {
+	codes := []Code{StreamTablesDiffer, StreamGrainDamaged, StreamFooterDamaged, DirectoryBeyondEnd, TableBeyondEnd}
+	if !slices.ContainsFunc(codes, r.asked) || h.flags&flagMarkers == 0 || len(streamDefects(h, size)) > 0 {
+		return nil
+	}
+	e := &streamRepair{r: r, m: newStreamMap(f, h, x.Name, start, size), head: h}
+	foot, err := e.m.findFooter()
+	if err != nil {
+		return r.skip(err)
+	}
+	bad := foot == nil && h.gdOff == gdAtEnd || foot != nil && (foot.gdOff == gdAtEnd || h.gdOff != gdAtEnd && foot.gdOff != h.gdOff)
+	if foot != nil && h.gdOff == gdAtEnd && foot.gdOff != gdAtEnd {
+		own := *h
+		own.gdOff = foot.gdOff
+		e.m.h = &own
+		bad = string(foot.encode()[:79]) != string(own.encode()[:79])
+	}
+	ok, err := e.m.readDirectory()
+	if err == nil {
+		err = e.walk()
+	}
+	if err != nil {
+		return r.skip(err)
+	}
+	switch {
+	case !ok && !r.asked(DirectoryBeyondEnd) && (e.m.h.gdOff != gdAtEnd || !r.asked(StreamFooterDamaged)):
+		return nil
+	case !ok:
+		return e.appendTables()
+	}
+	if err := e.entries(); err != nil {
+		return err
+	}
+	if bad && r.asked(StreamFooterDamaged) {
+		return e.footerAt(e.m.footer, StreamFooterDamaged)
+	}
+	return nil
+}
+
+// streamHeader is the header of a compressed extent; nil if it is none.
+func (r *repairer) streamHeader(f fsx.File) *header {
+	b := make([]byte, SectorSize)
+	if readFull(f, b, 0) != nil {
+		return nil
+	}
+	h, err := decodeHeader(b)
+	if err != nil || h.flags&flagCompressed == 0 || h.compression != 1 {
+		return nil
+	}
+	return h
+}
+
+// walk notes every good record; of two for one grain, the one that the table names is kept.
+func (e *streamRepair) walk() error {
+	e.scan = &streamScan{tables: map[int64][]uint32{}, last: -1}
+	m, per := e.m, int64(e.m.h.gtes)
+	var err error
+	e.scan.ended, e.scan.next, err = m.walk(func(g, at int64) error {
+		if err := e.r.ctx.Err(); err != nil {
+			return err
+		}
+		switch _, err := m.record(g, at); fault.KindOf(err) {
+		case "":
+		case fault.Damaged:
+			return nil
+		default:
+			return err
+		}
+		gt := e.scan.tables[g/per]
+		if gt == nil {
+			gt = make([]uint32, per)
+			e.scan.tables[g/per] = gt
+		}
+		gt[g%per], e.scan.last = uint32(at), g
+		return nil
+	}, func(kind uint32, at int64) error {
+		switch kind {
+		case markerDir:
+			e.scan.dir = at
+		case markerTable:
+			e.scan.places = append(e.scan.places, at)
+		}
+		return nil
+	})
+	return err
+}
+
+// entries puts the entries right that name no good record.
+func (e *streamRepair) entries() error {
+	m, r := e.m, e.r
+	for i := range m.gd {
+		gt, ok, err := m.table(int64(i))
+		if err != nil {
+			return r.skip(err)
+		}
+		found := e.scan.tables[int64(i)]
+		if !ok || gt == nil && found != nil {
+			if code := map[bool]Code{true: StreamTablesDiffer, false: TableBeyondEnd}[ok]; r.asked(code) {
+				if err := e.newTable(int64(i), found, code); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		for j, v := range gt {
+			w := uint32(0)
+			if found != nil {
+				w = found[j]
+			}
+			if v == w || v == 1 && m.h.flags&flagZeroGrain != 0 {
+				continue
+			}
+			if err := e.entry(int64(i)*int64(m.h.gtes)+int64(j), v, w, int64(m.gd[i])*SectorSize+int64(j)*4); err != nil {
+				return err
+			}
+		}
+	}
+	return m.file.Datasync()
+}
+
+// entry decides about one that says v, where the walk found the grain at w (0: nowhere).
+func (e *streamRepair) entry(g int64, v, w uint32, at int64) error {
+	m, r := e.m, e.r
+	code := StreamTablesDiffer
+	if v != 0 {
+		switch _, err := m.record(g, int64(v)); fault.KindOf(err) {
+		case "":
+			return nil // two records, or one where the walk does not come
+		case fault.Damaged:
+			code = StreamGrainDamaged
+		default:
+			return err
+		}
+	}
+	if !r.asked(code) || w == 0 && !r.p.Loss {
+		return nil
+	}
+	if w == 0 {
+		off, n := m.guest(g, 1)
+		r.lost(code, m.name, off, n, "no good record of the grain is in the file; it reads as zeros now")
+		r.did(code, m.name, 1, "the entry is cleared")
+	} else {
+		r.did(code, m.name, 1, "the table names the record that was found")
+	}
+	r.res.Content = true
+	_, err := m.file.WriteAt(binary.LittleEndian.AppendUint32(nil, w), at)
+	return err
+}
+
+// newTable gives the directory the table that lies behind a marker, or puts one at the end of the file, and with it the footer.
+func (e *streamRepair) newTable(i int64, gt []uint32, code Code) error {
+	m := e.m
+	if gt == nil {
+		gt = make([]uint32, m.h.gtes)
+	}
+	e.r.res.Content = true
+	for _, at := range e.scan.places {
+		b := make([]byte, len(gt)*4)
+		if readFull(m.file, b, at*SectorSize) == nil && slices.Equal(decodeEntries(b), gt) {
+			e.r.did(code, m.name, 1, "the directory names the table that was found")
+			return e.nameTable(i, at)
+		}
+	}
+	info, err := m.file.Stat()
+	if err != nil {
+		return err
+	}
+	at := ceilDiv(info.Size, SectorSize)
+	e.r.did(code, m.name, 1, "a table is made of the records that were found")
+	if _, err = m.file.WriteAt(encodeEntries(gt), at*SectorSize); err != nil {
+		return err
+	}
+	if e.head.gdOff == gdAtEnd {
+		e.m.size = (at + m.h.gtSectors()) * SectorSize
+		if err := e.footerAt(at+m.h.gtSectors(), code); err != nil {
+			return err
+		}
+	}
+	return errors.Join(m.file.Datasync(), e.nameTable(i, at))
+}
+
+func (e *streamRepair) nameTable(i, at int64) error {
+	_, err := e.m.file.WriteAt(binary.LittleEndian.AppendUint32(nil, uint32(at)), int64(e.m.h.gdOff)*SectorSize+i*4)
+	return err
+}
+
+// appendTables makes tables and directory of the records, behind the last record or the end of the file.
+func (e *streamRepair) appendTables() error {
+	m, r := e.m, e.r
+	code := DirectoryBeyondEnd
+	if m.h.gdOff == gdAtEnd {
+		code = StreamFooterDamaged
+	}
+	if e.scan.dir != 0 && e.head.gdOff == gdAtEnd { // the directory is there, only nothing says so
+		own := *m.h
+		own.gdOff = uint64(e.scan.dir)
+		m.h = &own
+		if ok, err := m.readDirectory(); err == nil && ok {
+			return e.footerAt(e.scan.dir+gdSectors(m.h.numGTs()), code)
+		}
+	}
+	if !e.scan.ended && e.scan.dir == 0 {
+		if !r.p.Loss {
+			return nil
+		}
+		// Grains come in the order of the disk, as a rule.
+		off, n := m.guest(e.scan.last+1, int64(m.h.capacity))
+		r.lost(code, m.name, off, n, "the file is cut off at sector %d; what was behind it reads as zeros now", e.scan.next)
+	}
+	at := e.scan.next // what is there is half a record, or makes no sense
+	if e.scan.ended || e.head.gdOff != gdAtEnd {
+		at = ceilDiv(m.size, SectorSize)
+	}
+	var b []byte
+	gd := make([]uint32, m.h.numGTs())
+	marker := func(val int64, kind uint32) {
+		s := make([]byte, SectorSize)
+		binary.LittleEndian.PutUint64(s, uint64(val))
+		binary.LittleEndian.PutUint32(s[12:], kind)
+		b = append(b, s...)
+	}
+	for i := range gd {
+		if gt := e.scan.tables[int64(i)]; gt != nil {
+			marker(m.h.gtSectors(), markerTable)
+			gd[i] = uint32(at + int64(len(b))/SectorSize)
+			b = append(b, encodeEntries(gt)...)
+		}
+	}
+	marker(gdSectors(m.h.numGTs()), markerDir)
+	own := *m.h
+	own.gdOff = uint64(at + int64(len(b))/SectorSize)
+	b = append(b, encodeEntries(gd)...)
+	b = append(b, make([]byte, roundUp(int64(len(b)), SectorSize)-int64(len(b)))...)
+	if _, err := m.file.WriteAt(b, at*SectorSize); err != nil {
+		return err
+	}
+	r.res.Content = true
+	if err := m.file.Datasync(); err != nil {
+		return err
+	}
+	if e.head.gdOff == gdAtEnd {
+		m.h = &own
+		return e.footerAt(at+int64(len(b))/SectorSize, code)
+	}
+	m.h = &own
+	r.did(code, m.name, 1, "tables and directory are made of the records that were found")
+	return r.writeHeader(m.file, &own)
+}
+
+// footerAt writes footer and end marker at a sector, if the file ends there or only zeros follow, as far as readers look.
+func (e *streamRepair) footerAt(at int64, code Code) error {
+	m := e.m
+	if at == 0 {
+		return nil
+	}
+	own := *m.h
+	own.unclean = false
+	b := make([]byte, 3*SectorSize)
+	binary.LittleEndian.PutUint64(b, 1)
+	binary.LittleEndian.PutUint32(b[12:], markerFooter)
+	copy(b[SectorSize:], own.encode())
+	end := (at + 3) * SectorSize
+	if m.size-end > footerSearch {
+		return nil
+	}
+	b = append(b, make([]byte, max(0, m.size-end))...)
+	e.r.did(code, m.name, 1, "the footer is written anew")
+	_, err := m.file.WriteAt(b, at*SectorSize)
+	return errors.Join(err, m.file.Datasync())
+}
