@@ -194,8 +194,10 @@ func newFuzzed(t *testing.T, kind uint8) *fuzzed {
 	w := &fuzzed{t: t, d: sim.New(sim.Options{}).Root(), want: make([]byte, 256<<10+512), refs: []chain.Ref{{Name: "disk.vmdk"}}}
 	types := []vmdk.Type{vmdk.MonolithicSparse, vmdk.TwoGbMaxExtentSparse, vmdk.MonolithicFlat, vmdk.TwoGbMaxExtentFlat}
 	p := vmdk.CreateParams{Type: types[int(kind)%len(types)], Capacity: int64(len(w.want)), GrainSectors: 8}
-	if kind&4 != 0 && p.Type != vmdk.MonolithicSparse && p.Type != vmdk.MonolithicFlat {
-		p.ExtentSize = 64 << 10
+	if kind&4 != 0 && p.Type != vmdk.MonolithicSparse && p.Type != vmdk.MonolithicFlat { // several extents
+		p.ExtentSize = 1 << 20
+		w.want = make([]byte, 2<<20+512)
+		p.Capacity = int64(len(w.want))
 	}
 	if !p.Type.Sparse() {
 		p.GrainSectors = 0
@@ -228,6 +230,9 @@ func (w *fuzzed) reopen() {
 func (w *fuzzed) step(op, x, y byte) {
 	size := int64(len(w.want))
 	off := (int64(x)*2 + int64(y)%2) * 512 % size
+	if y&64 != 0 {
+		off = (off + 1<<20 - 64<<10) % size // around the end of the first extent
+	}
 	n := min((1+int64(y)%40)*512, size-off)
 	w.did = append(w.did, fmt.Sprintf("%d at %d+%d", op%10, off, n))
 	switch op % 10 {
