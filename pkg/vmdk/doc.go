@@ -1,7 +1,8 @@
 // Package vmdk is one link of a VMDK disk: the descriptor, its extents, and the grain tables of sparse extents.
 //
 // Responsible for: parsing and writing descriptors without losing what it does not know; creating links durably;
-// opening links of the kinds monolithicFlat, twoGbMaxExtentFlat, monolithicSparse and twoGbMaxExtentSparse; grain
+// opening links of the kinds monolithicFlat, twoGbMaxExtentFlat, monolithicSparse and twoGbMaxExtentSparse; reading
+// streamOptimized disks, by their tables or out of a pipe, and writing them; grain
 // table lookup, change and write-back; allocation of grains; growth; checking, recovering and repairing the structure
 // (check*.go, recover.go, repair*.go). How links form a disk that is read and written is package chain.
 //
@@ -16,7 +17,7 @@
 //   - The grain table and its redundant copy are equal at every clean close.
 //   - Memory follows the file's size, never a claim of its header; grain tables are loaded when first needed.
 //
-// Goroutines and locks: the package starts no goroutine. Lookups are lock-free once a table is loaded; Extent.mu
+// Goroutines and locks: only a StreamWriter starts goroutines, and its Close waits for them. Lookups are lock-free once a table is loaded; Extent.mu
 // guards loading, changing and evicting tables, Extent.allocMu the allocator; neither is held while calling out of
 // the package, except for file I/O. Grow, Close and Recover need the caller to keep all other calls away.
 //

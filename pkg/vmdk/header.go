@@ -90,6 +90,11 @@ func (h *header) encode() []byte {
 	return b[:]
 }
 
+// stream tells that the extent is a streamOptimized one: every grain is compressed by deflate, and has a marker.
+func (h *header) stream() bool {
+	return h.flags&(flagCompressed|flagMarkers) == flagCompressed|flagMarkers && h.compression == 1
+}
+
 func (h *header) redundant() bool { return h.flags&flagRedundant != 0 }
 func (h *header) coverage() int64 { return int64(h.gtes) * int64(h.grain) } // sectors per table
 func (h *header) numGTs() int64   { return ceilDiv(int64(h.capacity), h.coverage()) }
@@ -127,8 +132,9 @@ func (h *header) defects(fileSize int64) []defect {
 	if u := h.flags >> 16 << 16 &^ flagKnown; u != 0 {
 		bad(UnknownFlags, fault.Unsupported, "", "unknown incompatible flags %#x", u)
 	}
-	if h.flags&(flagCompressed|flagMarkers) != 0 || h.compression != 0 {
-		bad(Compressed, fault.Unsupported, "convert it with qemu-img convert -O vmdk", "the extent is compressed (streamOptimized)")
+	if !h.stream() && (h.flags&(flagCompressed|flagMarkers) != 0 || h.compression != 0) {
+		bad(Compressed, fault.Unsupported, "convert it by the program that wrote it",
+			"flags %#x with compression %d are not those of streamOptimized", h.flags, h.compression)
 	}
 	if h.grain < minGrainSectors || h.grain&(h.grain-1) != 0 || h.grain > maxGrainSectors {
 		bad(BadGrainSize, fault.Damaged, "", "grain size %d is not a power of two from %d to %d sectors", h.grain, minGrainSectors, maxGrainSectors)
@@ -155,6 +161,12 @@ func (h *header) defects(fileSize int64) []defect {
 	}
 	limit := uint64(fileSize / SectorSize)
 	dir := uint64(gdSectors(h.numGTs()))
+	if h.descOff != 0 && (h.descOff > limit || h.descSize > limit-h.descOff || h.descSize > maxDescriptorBytes/SectorSize) {
+		bad(DescriptorBeyondEnd, fault.Damaged, "", "descriptor at sector %d of %d sectors is outside the file", h.descOff, h.descSize)
+	}
+	if h.stream() {
+		return out // where its directory is openStream finds out
+	}
 	if h.gdOff == 0 || h.gdOff > limit || dir > limit-h.gdOff {
 		bad(DirectoryBeyondEnd, fault.Damaged, "run vmdkctl check", "grain directory at sector %d of %d sectors is outside the file of %d sectors", h.gdOff, dir, limit)
 	}
@@ -163,9 +175,6 @@ func (h *header) defects(fileSize int64) []defect {
 	}
 	if h.overHead > limit {
 		bad(BadOverhead, fault.Damaged, "", "metadata of %d sectors is longer than the file", h.overHead)
-	}
-	if h.descOff != 0 && (h.descOff > limit || h.descSize > limit-h.descOff || h.descSize > maxDescriptorBytes/SectorSize) {
-		bad(DescriptorBeyondEnd, fault.Damaged, "", "descriptor at sector %d of %d sectors is outside the file", h.descOff, h.descSize)
 	}
 	return out
 }

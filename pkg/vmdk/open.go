@@ -123,6 +123,10 @@ func (l *Link) checkOpenable() error {
 	t := l.desc.Load().Type()
 	switch t {
 	case MonolithicFlat, TwoGbMaxExtentFlat, MonolithicSparse, TwoGbMaxExtentSparse, vmfsFlat, "custom":
+	case StreamOptimized, SESparseType:
+		if l.o.ReadWrite {
+			return fault.New(fault.Unsupported, "convert it, or make a child of it", "a disk of type %s can only be read here", t)
+		}
 	default:
 		return unsupportedType("createType", string(t))
 	}
@@ -273,6 +277,17 @@ func (e *Extent) openTables(d fsx.Dir, x ExtentLine, flag fsx.Flag, size int64) 
 	}
 	if ds := h.defects(size); len(ds) > 0 {
 		return fault.Wrap(ds[0].err, "%s", x.Name)
+	}
+	if h.stream() {
+		if e.writable {
+			return fault.New(fault.Unsupported, "convert it, or make a child of it", "%s has compressed grains, which are written once", x.Name)
+		}
+		m, err := openStream(x.Name, f, h, x.Sectors, size)
+		if err != nil {
+			return fault.Wrap(err, "%s", x.Name)
+		}
+		e.Kind, e.ro, ok = Stream, m, true
+		return nil
 	}
 	// A header that promises more than the line is a growth that was cut off before the descriptor: the line rules.
 	if int64(h.capacity) < x.Sectors {
