@@ -164,10 +164,6 @@ func (c *checker) sparse(f fsx.File, x ExtentLine, start, size int64) error {
 		}
 		return nil
 	}
-	if h.stream() {
-		c.add(Compressed, Warning, x.Name, start, max(x.Sectors, 0)*SectorSize, "Convert it", "its compressed grains are not examined")
-		return nil
-	}
 	if x.Sectors < 0 {
 		return nil
 	}

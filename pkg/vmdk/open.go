@@ -191,6 +191,9 @@ func (l *Link) openExtents() error {
 	if start == 0 {
 		return fault.New(fault.Damaged, "", "the extents are empty")
 	}
+	if t := l.desc.Load().Type(); t == StreamOptimized && l.extents[0].Kind != Stream {
+		return fault.New(fault.Damaged, "restore the file", "a disk of type %s has an extent of kind %s", t, l.extents[0].Kind)
+	}
 	return nil
 }
 

@@ -14,20 +14,9 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
-// Markers of a streamOptimized extent (Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents"). A marker is one
-// sector: u64 value, u32 size, u32 type. Size 0 announces metadata of that type; any other size is that of a compressed grain, whose
-// first guest sector is the value and whose data begins at byte 12.
 const (
-	markEndOfStream = 0
-	markTable       = 1
-	markDirectory   = 2
-	markFooter      = 3
-	markProgress    = 4 // seen in exports of vSphere; nothing follows
-
-	grainRecordHead = 12                 // bytes before the data of a grain
-	directoryAtEnd  = 0xffffffffffffffff // gdOffset: the footer has it
-	footerSearch    = 64 << 10           // zeros behind the end of the stream that a transport may have added
-	inflatedGrains  = 8                  // grains kept inflated, for readers of less than a grain
+	grainRecordHead = 12 // bytes before the data of a grain
+	inflatedGrains  = 8  // grains kept inflated, for readers of less than a grain
 )
 
 // packedMost is the longest compressed grain that is taken: data that cannot be compressed grows a little.
@@ -60,7 +49,7 @@ func openStream(name string, file fsx.File, h *header, lineSectors, size int64) 
 	s := &stream{name: name, file: file, h: h, grain: int64(h.grain) * SectorSize, sectors: min(lineSectors, int64(h.capacity)), size: size}
 	n := h.numGTs()
 	s.tables = make([]atomic.Pointer[[]uint32], n)
-	if h.gdOff == directoryAtEnd {
+	if h.gdOff == gdAtEnd {
 		f, err := s.footer()
 		if err != nil {
 			return nil, err
@@ -107,11 +96,11 @@ func (s *stream) footer() (*header, error) {
 	}
 	m := b[end-3*SectorSize:]
 	le := binary.LittleEndian
-	if le.Uint64(m) != 1 || le.Uint32(m[8:]) != 0 || le.Uint32(m[12:]) != markFooter {
+	if le.Uint64(m) != 1 || le.Uint32(m[8:]) != 0 || le.Uint32(m[12:]) != markerFooter {
 		return nil, nil
 	}
 	f, err := decodeHeader(m[SectorSize:])
-	if err != nil || f.gdOff == directoryAtEnd {
+	if err != nil || f.gdOff == gdAtEnd {
 		return nil, nil //nolint:nilerr // it only looked like one
 	}
 	return f, nil

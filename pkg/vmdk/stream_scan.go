@@ -92,18 +92,18 @@ func decodeMarker(b []byte, h *header) (m marker, err error) {
 	}
 	var most int64
 	switch typ {
-	case markEndOfStream:
+	case markerEnd:
 		m.end = m.value == 0
-	case markTable:
+	case markerTable:
 		most = h.gtSectors()
-	case markDirectory:
+	case markerDir:
 		most, m.directory = gdSectors(h.numGTs()), true
-	case markFooter:
+	case markerFooter:
 		most = 1
-	case markProgress:
+	case markerProgress:
 		m.value = 0
 	}
-	if !m.end && typ != markProgress && (m.value == 0 || int64(m.value) > most) {
+	if !m.end && typ != markerProgress && (m.value == 0 || int64(m.value) > most) {
 		return m, fault.New(fault.Damaged, "restore the file", "a marker of type %d for %d sectors", typ, m.value)
 	}
 	m.sectors = 1 + int64(m.value)

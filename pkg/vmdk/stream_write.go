@@ -115,7 +115,7 @@ func NewStreamWriter(out io.Writer, at io.WriterAt, p StreamParams) (*StreamWrit
 // streamLayout is the header. In a file one directory and all tables stand in front; in a pipe nothing does.
 func streamLayout(capacity, grain int64, tables bool) *header {
 	h := &header{version: 3, flags: flagNewLine | flagCompressed | flagMarkers, capacity: uint64(capacity), grain: uint64(grain),
-		gtes: 512, lineEnds: goodLineEnds, descOff: 1, descSize: embeddedDescSectors, compression: 1, gdOff: directoryAtEnd}
+		gtes: 512, lineEnds: goodLineEnds, descOff: 1, descSize: embeddedDescSectors, compression: 1, gdOff: gdAtEnd}
 	at := int64(1 + embeddedDescSectors)
 	if tables {
 		h.gdOff = uint64(at)
@@ -282,7 +282,7 @@ func (s *StreamWriter) endTable() error {
 	if s.table == nil {
 		return nil
 	}
-	at, err := s.block(markTable, s.table)
+	at, err := s.block(markerTable, s.table)
 	s.directory[s.tableOf], s.table = uint32(at), nil
 	return err
 }
@@ -339,12 +339,12 @@ func (s *StreamWriter) endPipe() error {
 	err := s.endTable()
 	if err == nil {
 		var at int64
-		if at, err = s.block(markDirectory, s.directory); err == nil {
+		if at, err = s.block(markerDir, s.directory); err == nil {
 			f := *s.h
 			f.gdOff = uint64(at)
 			b := make([]byte, SectorSize, 3*SectorSize)
 			binary.LittleEndian.PutUint64(b, 1)
-			binary.LittleEndian.PutUint32(b[12:], markFooter)
+			binary.LittleEndian.PutUint32(b[12:], markerFooter)
 			err = s.put(append(append(b, f.encode()...), zeroSector[:]...))
 		}
 	}
