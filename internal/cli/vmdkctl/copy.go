@@ -5,6 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
@@ -26,7 +30,7 @@ type sink interface {
 }
 
 const (
-	copyChunk = 4 << 20
+	copyChunk = 2 << 20
 	// ZeroUnit is the unit in which zeros become holes: the grain of sparse disks.
 	zeroUnit = 64 << 10
 )
@@ -64,30 +68,117 @@ func eachRange(ctx context.Context, src source, f func(start, end int64) error) 
 	return nil
 }
 
-// CopyData copies what is not zeros and returns how much that was.
+// An orderedSink is one that must be written in ascending order, by one goroutine, in whole units.
+type orderedSink interface {
+	sink
+	inOrder()
+}
+
+// A piece is a part of the source on its way to the sink.
+type piece struct {
+	off  int64
+	n    int
+	buf  []byte
+	done chan error // of an orderedSink: it is read
+}
+
+// CopyData copies what is not zeros, several pieces at once, and returns how much that was. progress is called by one goroutine at a
+// time.
 func copyData(ctx context.Context, dst sink, src source, progress func(int64)) (written int64, err error) {
-	buf := make([]byte, copyChunk)
-	err = eachRange(ctx, src, func(start, end int64) error {
-		for off := start; off < end; {
-			if err := ctx.Err(); err != nil {
+	workers := runtime.GOMAXPROCS(0) + 1
+	ordered, inOrder := dst.(orderedSink)
+	jobs, order, free := make(chan *piece), make(chan *piece, 2*workers), make(chan *piece, 3*workers)
+	for range cap(free) {
+		free <- &piece{buf: make([]byte, copyChunk)}
+	}
+	var mu sync.Mutex // guards written, progress
+	put := func(dst io.WriterAt, p *piece) error {
+		w, err := writeRuns(dst, p.buf[:p.n], p.off)
+		mu.Lock()
+		defer mu.Unlock()
+		written += w
+		progress(int64(p.n))
+		return fault.Wrap(err, "write at %d", p.off)
+	}
+	parent, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error {
+		defer close(jobs)
+		defer close(order)
+		return eachPiece(ctx, src, func(off int64, n int) error {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case p := <-free:
+				p.off, p.n, p.done = off, n, make(chan error, 1)
+				if inOrder {
+					order <- p // there is room for all that are under way but those that wait for it
+				}
+				select {
+				case jobs <- p:
+				case <-ctx.Done():
+					p.done <- ctx.Err()
+					return ctx.Err()
+				}
+				return nil
+			}
+		})
+	})
+	for range workers {
+		g.Go(func() error {
+			for p := range jobs {
+				err := fault.Wrap(readFull(src, p.buf[:p.n], p.off), "read at %d", p.off)
+				if inOrder {
+					p.done <- err
+					continue
+				}
+				if err == nil {
+					err = put(dst, p)
+				}
+				if free <- p; err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	var failed error // the first error of what goes in order; what follows it is its consequence
+	g.Go(func() error {
+		for p := range order {
+			err := <-p.done
+			if failed == nil && err == nil {
+				err = put(ordered, p)
+			}
+			if failed == nil && err != nil {
+				failed = err
+				stop() // the others end, and close the order
+			}
+			free <- p
+		}
+		return failed
+	})
+	err = g.Wait()
+	if failed != nil {
+		err = failed
+	}
+	return written, err
+}
+
+// EachPiece calls f for pieces of up to copyChunk that begin and end at multiples of the unit, or at the end of the source.
+func eachPiece(ctx context.Context, src source, f func(off int64, n int) error) error {
+	at := int64(0)
+	return eachRange(ctx, src, func(start, end int64) error {
+		at = max(at, start/zeroUnit*zeroUnit)
+		for end = min((end+zeroUnit-1)/zeroUnit*zeroUnit, src.Size()); at < end; {
+			n := min(end, (at/copyChunk+1)*copyChunk) - at
+			if err := f(at, int(n)); err != nil {
 				return err
 			}
-			// Chunks end at multiples of the unit, so that zero runs are found where grains are.
-			n := min(end, (off/copyChunk+1)*copyChunk) - off
-			if err := readFull(src, buf[:n], off); err != nil {
-				return fault.Wrap(err, "read at %d", off)
-			}
-			w, err := writeRuns(dst, buf[:n], off)
-			if err != nil {
-				return fault.Wrap(err, "write at %d", off)
-			}
-			written += w
-			progress(n)
-			off += n
+			at += n
 		}
 		return nil
 	})
-	return written, err
 }
 
 // ReadFull is io.ReadFull at an offset: io.ReaderAt may return io.EOF with a full buffer.

@@ -46,14 +46,14 @@ func (s *shape) params(capacity int64) vmdk.CreateParams {
 }
 
 // Check refuses what no disk can be, in words for a person; package vmdk has the last word.
-func (s *shape) check(capacity, smallest int64) error {
+func (s *shape) check(types []string, capacity, smallest int64) error {
 	largest := vmdk.MaxCapacity
-	if s.diskType == string(vmdk.MonolithicSparse) {
+	if s.diskType == string(vmdk.MonolithicSparse) || s.diskType == string(vmdk.StreamOptimized) {
 		largest = vmdk.MaxSparseExtent
 	}
 	switch {
-	case !slices.Contains(diskTypes, s.diskType):
-		return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(diskTypes)+".", "unknown type %q", s.diskType)}
+	case !slices.Contains(types, s.diskType):
+		return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(types)+".", "unknown type %q", s.diskType)}
 	case !slices.Contains(diskFormats, s.format):
 		return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(diskFormats)+".", "unknown format %q", s.format)}
 	case capacity < smallest || capacity > largest:
@@ -85,7 +85,7 @@ same options, the volume that is there is the answer. DIR must exist; it becomes
 				return cli.Usage{Err: err}
 			}
 			bytes = roundUp(bytes)
-			if err := s.check(bytes, capacityUnit); err != nil {
+			if err := s.check(diskTypes, bytes, capacityUnit); err != nil {
 				return err
 			}
 			if a.datastore != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,6 +14,7 @@ import (
 
 // App is what the commands of one run share.
 type app struct {
+	in        io.Reader
 	out, err  io.Writer
 	format    cli.Format
 	datastore string // --datastore
@@ -21,7 +23,7 @@ type app struct {
 
 // Main runs the program with args (without its name) and returns its exit code.
 func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
-	a := &app{out: out, err: errOut, format: cli.TableFormat}
+	a := &app{in: os.Stdin, out: out, err: errOut, format: cli.TableFormat}
 	root := a.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
