@@ -23,7 +23,7 @@ func Check(ctx context.Context, d fsx.Dir, name string) (Report, error) {
 }
 
 // checkable are the types whose structure is examined, whether or not this package can open them.
-var checkable = map[Type]bool{"vmfsSparse": true, "streamOptimized": true}
+var checkable = map[Type]bool{"vmfsSparse": true, "streamOptimized": true, "seSparse": true}
 
 type checker struct {
 	ctx  context.Context
@@ -111,7 +111,7 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	switch {
 	case x.Access == "NOACCESS" || x.Type == "ZERO":
 		return nil
-	case !slices.Contains([]string{"FLAT", "VMFS", "SPARSE", "VMFSSPARSE"}, x.Type):
+	case !slices.Contains([]string{"FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE"}, x.Type):
 		c.add(NotOpenable, Fatal, c.name, start, size, "", "extent type %s is not supported", clip(x.Type))
 		return nil
 	}
@@ -127,6 +127,9 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if x.Type == "SESPARSE" {
+		return c.sesparse(f, x, start, info.Size)
 	}
 	if x.Type == "VMFSSPARSE" {
 		head := make([]byte, SectorSize)

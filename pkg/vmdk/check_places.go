@@ -1,6 +1,10 @@
 package vmdk
 
-import "math/bits"
+import (
+	"iter"
+	"maps"
+	"math/bits"
+)
 
 // placeSet remembers which sectors of a file are taken. Its memory follows what is used and how scattered it is: a page of
 // 65,536 sectors that is wholly taken costs nothing.
@@ -61,3 +65,18 @@ func (p *placeSet) has(at, n int64) bool {
 	}
 	return false
 }
+
+// word is 64 sectors of a page.
+func (p *placeSet) word(k, w int64) uint64 {
+	page, there := p.pages[k]
+	switch {
+	case !there:
+		return 0
+	case page == nil:
+		return ^uint64(0)
+	}
+	return page[w]
+}
+
+// mapKeys are the pages of a set.
+func mapKeys(p *placeSet) iter.Seq[int64] { return maps.Keys(p.pages) }

@@ -43,6 +43,11 @@ const (
 	StreamTablesDiffer  Code = "stream-tables-differ"    // a compressed grain is not where its table says
 	StreamFooterDamaged Code = "stream-footer-damaged"   // no footer, or another one than the header
 	StreamEndMissing    Code = "stream-end-missing"      // no end marker
+	JournalPending      Code = "journal-pending"         // SESparse: tables are right only with the journal
+	FreeTableLow        Code = "free-table-low"          // SESparse: the next new table would overwrite one
+	EntryUnknown        Code = "entry-unknown"           // SESparse: it means nothing
+	BitmapDiffers       Code = "bitmap-differs"          // SESparse: a grain in use is free for writers
+	BackmapDiffers      Code = "backmap-differs"         // SESparse: not the inverse of the tables
 	UncleanShutdown     Code = "unclean-shutdown"        // the last writer did not close
 	TextTransfer        Code = "text-mode-transfer"      // line-end bytes were converted
 	UnknownFlags        Code = "unknown-flags"           // incompatible flags nobody knows
