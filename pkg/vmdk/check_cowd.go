@@ -24,7 +24,7 @@ type cowdMap struct {
 	start, size            int64 // byte of the disk; bytes of the file
 	version                uint32
 	capacity, grain, gdOff int64
-	free                   int64
+	free, directories      int64
 	unclean                bool
 	gd                     []uint32
 	meta                   *metadata // header, directory, tables
@@ -39,10 +39,13 @@ func decodeCOWD(b []byte) *cowdMap {
 		return nil
 	}
 	return &cowdMap{version: le.Uint32(b[4:]), capacity: int64(le.Uint32(b[12:])), grain: int64(le.Uint32(b[16:])),
-		gdOff: int64(le.Uint32(b[20:])), free: int64(le.Uint32(b[cowdOffFree:])), unclean: le.Uint32(b[cowdOffUnclean:]) != 0,
+		gdOff: int64(le.Uint32(b[20:])), directories: int64(le.Uint32(b[24:])), free: int64(le.Uint32(b[cowdOffFree:])), unclean: le.Uint32(b[cowdOffUnclean:]) != 0,
 		used: newPlaceSet()}
 }
 
+func (m *cowdMap) grainOK() bool {
+	return m.grain >= 1 && m.grain <= maxGrainSectors && m.grain&(m.grain-1) == 0
+}
 func (m *cowdMap) coverage() int64 { return cowdTableEntries * m.grain }
 func (m *cowdMap) numGTs() int64   { return ceilDiv(m.capacity, m.coverage()) }
 
@@ -64,8 +67,8 @@ func (c *checker) cowd(f fsx.File, x ExtentLine, start, size int64) error {
 	if m.version != 1 {
 		fatal(BadVersion, "", "COWD version %d is not 1", m.version)
 	}
-	if m.grain < 1 || m.grain > maxGrainSectors {
-		fatal(BadGrainSize, "Run vmdkctl repair", "grain size %d is not from 1 to %d sectors", m.grain, maxGrainSectors)
+	if !m.grainOK() {
+		fatal(BadGrainSize, "Run vmdkctl repair", "grain size %d is not a power of two from 1 to %d sectors", m.grain, maxGrainSectors)
 	}
 	if m.capacity == 0 {
 		fatal(BadCapacity, "Run vmdkctl repair", "the capacity is 0")
@@ -86,6 +89,9 @@ func (c *checker) cowd(f fsx.File, x ExtentLine, start, size int64) error {
 	if ok, err := m.readDirectory(); err != nil || !ok {
 		fatal(DirectoryBeyondEnd, "Run vmdkctl repair", "the directory at sector %d is outside the file", m.gdOff)
 		return c.finding(err, DirectoryBeyondEnd, x.Name)
+	}
+	if m.directories < m.numGTs() {
+		fatal(DirectoryBeyondEnd, "Run vmdkctl repair", "the directory has %d entries, the capacity needs %d", m.directories, m.numGTs())
 	}
 	if m.unclean {
 		c.add(UncleanShutdown, Warning, x.Name, start, whole, "Run vmdkctl repair, or attach it once", "the extent is open for writing, or was not closed")

@@ -266,9 +266,18 @@ func (m *streamMap) record(g, at int64) (sectors int64, err error) {
 	return ceilDiv(12+int64(size), SectorSize), nil
 }
 
-// walk goes through the file as a reader from a pipe does, and tells each record and each piece of metadata behind its marker. It
-// ends at the end marker, at the first sector that makes no sense, or where the file ends; ended tells whether it was the marker.
-func (m *streamMap) walk(record func(g, at int64) error, meta func(kind uint32, at int64) error) (ended bool, next int64, err error) {
+// streamVisit is what a walk through the file tells.
+type streamVisit struct {
+	record func(g, at int64) error
+	// meta is told of a piece of metadata, behind its marker; nil: nobody asks.
+	meta func(kind uint32, at int64) error
+	// gap is told where something makes no sense; then the walk looks for the next good record. nil: it ends there.
+	gap func(at int64)
+}
+
+// walk goes through the file as a reader from a pipe does. It ends at the end marker or where the file ends, at next; ended
+// tells whether it was the marker.
+func (m *streamMap) walk(v streamVisit) (ended bool, next int64, err error) {
 	grain := int64(m.h.grain)
 	at := int64(m.h.overHead)
 	for (at+1)*SectorSize <= m.size {
@@ -277,36 +286,72 @@ func (m *streamMap) walk(record func(g, at int64) error, meta func(kind uint32, 
 			return false, at, err
 		}
 		switch {
-		case size != 0:
-			if int64(size) > 2*grain*SectorSize+64 || val >= m.h.capacity || int64(val)%grain != 0 || at*SectorSize+12+int64(size) > m.size {
-				return false, at, nil
-			}
-			if err := record(int64(val)/grain, at); err != nil {
+		case size != 0 && int64(size) <= 2*grain*SectorSize+64 && val < m.h.capacity && int64(val)%grain == 0 && at*SectorSize+12+int64(size) <= m.size:
+			if err := v.record(int64(val)/grain, at); err != nil {
 				return false, at, err
 			}
 			at += ceilDiv(12+int64(size), SectorSize)
-		case kind == markerEnd && val == 0:
+		case size == 0 && kind == markerEnd && val == 0:
 			return true, at, nil
-		case kind == markerProgress:
+		case size == 0 && kind == markerProgress:
 			at++
-		case kind <= markerFooter && val < 1<<32:
-			if meta != nil {
-				if err := meta(kind, at+1); err != nil {
+		case size == 0 && kind <= markerFooter && int64(val) == m.follows(kind):
+			if v.meta != nil {
+				if err := v.meta(kind, at+1); err != nil {
 					return false, at, err
 				}
 			}
 			at += 1 + int64(val)
-		default:
+		case v.gap == nil:
 			return false, at, nil
+		default:
+			v.gap(at)
+			if at, err = m.resume(at + 1); err != nil {
+				return false, at, err
+			}
 		}
 	}
 	return false, at, nil
 }
 
+// follows is how many sectors a marker announces.
+func (m *streamMap) follows(kind uint32) int64 {
+	return map[uint32]int64{markerTable: m.h.gtSectors(), markerDir: gdSectors(m.h.numGTs()), markerFooter: 1}[kind]
+}
+
+// resume is the first sector from at on where a good record begins, or a marker of metadata and nothing else in its sector; else the
+// end of the file.
+func (m *streamMap) resume(at int64) (int64, error) {
+	b := make([]byte, SectorSize)
+	for ; (at+1)*SectorSize <= m.size; at++ {
+		if err := readFull(m.file, b, at*SectorSize); err != nil {
+			return at, err
+		}
+		val, size, kind := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
+		if size == 0 {
+			if kind >= markerTable && kind <= markerFooter && int64(val) == m.follows(kind) && len(bytes.TrimLeft(b[16:], "\x00")) == 0 {
+				return at, nil
+			}
+			continue
+		}
+		if val >= m.h.capacity || val%m.h.grain != 0 {
+			continue
+		}
+		switch _, err := m.record(int64(val/m.h.grain), at); fault.KindOf(err) {
+		case "":
+			return at, nil
+		case fault.Damaged:
+		default:
+			return at, err
+		}
+	}
+	return at, nil
+}
+
 // streamRecords compares the records of the file with the tables.
 func (c *checker) streamRecords(m *streamMap) error {
 	table, index := []uint32(nil), int64(-1)
-	ended, next, err := m.walk(func(g, at int64) error {
+	ended, next, err := m.walk(streamVisit{record: func(g, at int64) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
@@ -337,7 +382,7 @@ func (c *checker) streamRecords(m *streamMap) error {
 			return err
 		}
 		return nil
-	}, nil)
+	}})
 	if err != nil || ended {
 		return err
 	}

@@ -131,6 +131,8 @@ var cowdMutations = []struct {
 	}},
 	{mutation{6, "beyond the end", GrainBeyondEnd, Error, 0, true, false, nil}, func(x cowdAt) { x.put(x.gte(0), 0x1000000) }},
 	{mutation{7, "directory beyond the end", DirectoryBeyondEnd, Fatal, -1, true, true, nil}, func(x cowdAt) { x.put(20, 99999999) }},
+	{mutation{7, "directory too short", DirectoryBeyondEnd, Fatal, -1, true, true, nil}, func(x cowdAt) { x.put(24, 0) }},
+	{mutation{11, "grain size 3", BadGrainSize, Fatal, -1, true, true, nil}, func(x cowdAt) { x.put(16, 3) }},
 	{mutation{7, "table beyond the end", TableBeyondEnd, Fatal, 0, true, false, nil}, func(x cowdAt) { x.put(x.gde(0), 0xffffff) }},
 	{mutation{7, "table on the header", MetadataOverlaps, Error, 0, true, false, nil}, func(x cowdAt) { x.put(x.gde(0), 2) }},
 	{mutation{8, "unclean", UncleanShutdown, Warning, 0, true, true, nil}, func(x cowdAt) { x.put(cowdOffUnclean, 1) }},

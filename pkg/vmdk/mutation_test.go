@@ -280,7 +280,7 @@ func tryRepair(t *testing.T, im *image, want []cell) *Report {
 	if before != nil && got == nil {
 		t.Errorf("it opened before the repair: %+v", r)
 	}
-	if got != nil {
+	if fatal := slices.ContainsFunc(r.After.Problems, func(p Problem) bool { return p.Severity == Fatal && p.Code != NotOpenable }); got != nil && !fatal {
 		told := r.Lost
 		for _, p := range r.After.Problems {
 			if p.Severity >= Error {

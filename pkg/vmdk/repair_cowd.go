@@ -59,7 +59,7 @@ func (r *repairer) cowdHeader(f fsx.File, x *ExtentLine, start, size int64) (*co
 	if err != nil {
 		return nil, err
 	}
-	if m == nil || m.grain < 1 || m.grain > maxGrainSectors || m.capacity == 0 {
+	if m == nil || !m.grainOK() || m.capacity == 0 {
 		code := ExtentDamaged
 		if m != nil {
 			code = BadGrainSize
@@ -88,6 +88,15 @@ func (r *repairer) cowdHeader(f fsx.File, x *ExtentLine, start, size int64) (*co
 	}
 	if m.capacity < x.Sectors {
 		return nil, nil
+	}
+	if m.directories < m.numGTs() && r.asked(DirectoryBeyondEnd) {
+		to := *m
+		if to.used = newPlaceSet(); to.coherent() {
+			r.did(DirectoryBeyondEnd, x.Name, 1, "the header says how many entries the directory has")
+			if err := errors.Join(m.put(24, uint32(m.numGTs())), f.Datasync()); err != nil {
+				return nil, err
+			}
+		}
 	}
 	ok, err := m.readDirectory()
 	if err == nil && !ok && r.asked(DirectoryBeyondEnd) {

@@ -21,11 +21,11 @@ type streamRepair struct {
 // streamScan is what a walk through the file found.
 type streamScan struct {
 	tables map[int64][]uint32 // the last good record of each grain
+	gaps   []span             // grains whose records may be lost
 	dir    int64              // sector of the directory behind its marker, 0: none
 	places []int64            // sectors of tables behind their markers
 	ended  bool
-	next   int64 // where the walk stopped
-	last   int64 // the grain of the last record, -1: none
+	next   int64 // first sector behind the last thing that makes sense
 }
 
 // stream repairs a compressed extent: 1. tables, directory, sync, 2. footer or header.
@@ -81,30 +81,35 @@ func (r *repairer) streamHeader(f fsx.File) *header {
 	return h
 }
 
-// walk notes every good record; of two for one grain, the one that the table names is kept.
+// walk notes every good record, and between which grains it found something else; of two for one grain, the later one counts.
 func (e *streamRepair) walk() error {
-	e.scan = &streamScan{tables: map[int64][]uint32{}, last: -1}
+	e.scan = &streamScan{tables: map[int64][]uint32{}}
 	m, per := e.m, int64(e.m.h.gtes)
+	last, open, tail := int64(-1), false, int64(0)
 	var err error
-	e.scan.ended, e.scan.next, err = m.walk(func(g, at int64) error {
+	e.scan.ended, e.scan.next, err = m.walk(streamVisit{record: func(g, at int64) error {
 		if err := e.r.ctx.Err(); err != nil {
 			return err
 		}
 		switch _, err := m.record(g, at); fault.KindOf(err) {
 		case "":
 		case fault.Damaged:
+			e.gap(g, g+1)
 			return nil
 		default:
 			return err
+		}
+		if open {
+			e.gap(last+1, g)
 		}
 		gt := e.scan.tables[g/per]
 		if gt == nil {
 			gt = make([]uint32, per)
 			e.scan.tables[g/per] = gt
 		}
-		gt[g%per], e.scan.last = uint32(at), g
+		gt[g%per], last, open = uint32(at), g, false
 		return nil
-	}, func(kind uint32, at int64) error {
+	}, meta: func(kind uint32, at int64) error {
 		switch kind {
 		case markerDir:
 			e.scan.dir = at
@@ -112,8 +117,47 @@ func (e *streamRepair) walk() error {
 			e.scan.places = append(e.scan.places, at)
 		}
 		return nil
-	})
+	}, gap: func(at int64) {
+		if !open {
+			tail = at
+		}
+		open = true
+	}})
+	if open && !e.scan.ended {
+		e.scan.next = tail // half a record
+	}
+	if open || !e.scan.ended && e.scan.dir == 0 {
+		e.gap(last+1, ceilDiv(int64(m.h.capacity), int64(m.h.grain)))
+	}
 	return err
+}
+
+// gap notes that grains of a range may have been in the file and are not found. Grains come in the order of the disk, as a rule.
+func (e *streamRepair) gap(from, to int64) {
+	if from < to && len(e.scan.gaps) < maxProblems {
+		e.scan.gaps = append(e.scan.gaps, span{from, to})
+	}
+}
+
+// tellGaps lists what a new table for grains from..to does not name because its record is damaged.
+func (e *streamRepair) tellGaps(from, to int64) {
+	for _, g := range e.scan.gaps {
+		lo, hi := max(g.from, from), min(g.to, to)
+		for ; lo < hi; lo++ { // but those that another record has
+			at := lo
+			for lo < hi && !e.found(lo) {
+				lo++
+			}
+			if off, n := e.m.guest(at, lo-at); n > 0 {
+				e.r.lost(StreamGrainDamaged, e.m.name, off, n, "a record that cannot be read is, or was, there; what no other record has reads as zeros now")
+			}
+		}
+	}
+}
+
+func (e *streamRepair) found(g int64) bool {
+	gt := e.scan.tables[g/int64(e.m.h.gtes)]
+	return gt != nil && gt[g%int64(e.m.h.gtes)] != 0
 }
 
 // entries puts the entries right that name no good record.
@@ -185,6 +229,7 @@ func (e *streamRepair) newTable(i int64, gt []uint32, code Code) error {
 		gt = make([]uint32, m.h.gtes)
 	}
 	e.r.res.Content = true
+	e.tellGaps(i*int64(m.h.gtes), (i+1)*int64(m.h.gtes))
 	for _, at := range e.scan.places {
 		b := make([]byte, len(gt)*4)
 		if readFull(m.file, b, at*SectorSize) == nil && slices.Equal(decodeEntries(b), gt) {
@@ -230,15 +275,11 @@ func (e *streamRepair) appendTables() error {
 			return e.footerAt(e.scan.dir+gdSectors(m.h.numGTs()), code)
 		}
 	}
-	if !e.scan.ended && e.scan.dir == 0 {
-		if !r.p.Loss {
-			return nil
-		}
-		// Grains come in the order of the disk, as a rule.
-		off, n := m.guest(e.scan.last+1, int64(m.h.capacity))
-		r.lost(code, m.name, off, n, "the file is cut off at sector %d; what was behind it reads as zeros now", e.scan.next)
+	if len(e.scan.gaps) > 0 && !r.p.Loss {
+		return nil
 	}
-	at := e.scan.next // what is there is half a record, or makes no sense
+	e.tellGaps(0, ceilDiv(int64(m.h.capacity), int64(m.h.grain)))
+	at := e.scan.next
 	if e.scan.ended || e.head.gdOff != gdAtEnd {
 		at = ceilDiv(m.size, SectorSize)
 	}
