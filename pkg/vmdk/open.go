@@ -207,6 +207,8 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 		e.Kind = Flat
 	case "SPARSE":
 		e.Kind = Sparse
+	case "SESPARSE":
+		e.Kind = SESparse
 	default:
 		return unsupportedType("extent type", x.Type)
 	}
@@ -256,7 +258,26 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 		}
 		return nil
 	}
+	if e.Kind == SESparse {
+		return e.openSESparse(l.dir, x, info.Size)
+	}
 	return e.openTables(l.dir, x, flag, info.Size)
+}
+
+func (e *Extent) openSESparse(d fsx.Dir, x ExtentLine, size int64) error {
+	if e.writable {
+		return fault.New(fault.Unsupported, "convert it, or make a child of it", "%s is an SESparse extent, which can only be read here", x.Name)
+	}
+	f, err := d.Open(x.Name, fsx.ReadOnly)
+	if err != nil {
+		return err
+	}
+	m, err := openSESparse(x.Name, f, x, size)
+	if err != nil {
+		return fault.Wrap(errors.Join(err, f.Close()), "%s", x.Name)
+	}
+	e.ro = m
+	return nil
 }
 
 func (e *Extent) openTables(d fsx.Dir, x ExtentLine, flag fsx.Flag, size int64) error {
