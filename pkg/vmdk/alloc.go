@@ -77,6 +77,11 @@ func (a *allocator) reach(to int64) error {
 	if err := a.s.file.Truncate(end * SectorSize); err != nil {
 		return fault.Wrap(err, "extent %s: extend", a.s.name)
 	}
+	if a.s.h.cowd != nil {
+		if err := a.s.cowdFree(end); err != nil {
+			return err
+		}
+	}
 	a.end = end
 	return nil
 }

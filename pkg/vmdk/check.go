@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"slices"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -88,16 +89,18 @@ func (c *checker) link() error {
 		c.add(ContentIDsDiffer, Note, c.name, 0, 0, "The next write sets both", "CID is %s, longContentID ends in %s", desc.CID(), long[max(0, len(long)-8):])
 	}
 	var start int64
-	seen := map[string]bool{c.name: !embedded}
+	used := usedFiles{}
+	if !embedded {
+		used[c.name] = []span{{0, math.MaxInt64}}
+	}
 	for _, x := range desc.Extents() {
 		if embedded {
 			x.Name = c.name
 		}
-		if x.Name != "" && seen[x.Name] {
+		if used.take(x) != nil {
 			c.add(DescriptorDamaged, Fatal, c.name, start, x.Sectors*SectorSize, "", "two extents name %q", clip(x.Name))
 			return nil
 		}
-		seen[x.Name] = true
 		if err := c.extent(x, start); err != nil {
 			return err
 		}
@@ -111,7 +114,7 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	switch {
 	case x.Access == "NOACCESS" || x.Type == "ZERO":
 		return nil
-	case !slices.Contains([]string{"FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE"}, x.Type):
+	case !flatType(x.Type) && !slices.Contains([]string{"SPARSE", "VMFSSPARSE", "SESPARSE"}, x.Type):
 		c.add(NotOpenable, Fatal, c.name, start, size, "", "extent type %s is not supported", clip(x.Type))
 		return nil
 	}

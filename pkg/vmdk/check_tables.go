@@ -202,9 +202,7 @@ func (t *tableChecker) leaks() error {
 	t.c.r.Allocated += t.used.count * t.s.grain * SectorSize
 	for v := range t.used.unaligned { // it takes parts of two places
 		for _, x := range []int64{int64(v) / t.s.grain, int64(v)/t.s.grain + 1} {
-			if x/64 < int64(len(t.used.bits)) {
-				t.used.bits[x/64] |= 1 << (x % 64)
-			}
+			t.used.take(x)
 		}
 	}
 	leaked, grain := int64(0), t.s.grain

@@ -18,7 +18,8 @@ type CreateParams struct {
 	Capacity int64 // bytes, a multiple of 512
 	Type     Type
 	Format   Format // default Thin; sparse types are always thin
-	// GrainSectors is the grain size of sparse types, a power of two from 8 to 2048; default 128 (64 KiB).
+	// GrainSectors is the grain size of sparse types, a power of two from 8 to 2048; default 128 (64 KiB). vmfsSparse: from 1,
+	// which is the default, and what ESXi has.
 	GrainSectors int64
 	// ExtentSize is the most guest bytes per extent of split types; default 2040 GiB sparse, 2047 MiB flat.
 	ExtentSize  int64
@@ -108,19 +109,24 @@ func stemOf(name string, child bool) (string, error) {
 func (p *CreateParams) complete() error {
 	p.Format = orDefault(p.Format, Thin)
 	p.AdapterType = orDefault(p.AdapterType, "lsilogic")
-	p.GrainSectors = orDefault(p.GrainSectors, DefaultGrainSectors)
+	p.Type = typeOf(string(p.Type))
+	grain, least := int64(DefaultGrainSectors), int64(minGrainSectors)
+	if p.Type == VMFSSparse {
+		grain, least = CowdGrainSectors, CowdGrainSectors
+	}
+	p.GrainSectors = orDefault(p.GrainSectors, grain)
 	switch p.Type {
-	case MonolithicFlat, MonolithicSparse:
+	case MonolithicFlat, MonolithicSparse, VMFS, VMFSSparse:
 		p.ExtentSize = MaxCapacity
 	case TwoGbMaxExtentFlat:
 		p.ExtentSize = orDefault(p.ExtentSize, maxSplitFlat)
 	case TwoGbMaxExtentSparse:
 		p.ExtentSize = orDefault(p.ExtentSize, MaxSparseExtent)
 	default:
-		return fault.New(fault.Invalid, "", "type %q is not one of %s, %s, %s, %s", p.Type, MonolithicFlat, TwoGbMaxExtentSparse, MonolithicSparse, TwoGbMaxExtentFlat)
+		return fault.New(fault.Invalid, "", "type %q is not one of %s", p.Type, Creatable())
 	}
 	most := MaxCapacity
-	if p.Type == MonolithicSparse {
+	if p.Type.Sparse() && !p.Type.Split() {
 		most = MaxSparseExtent
 	}
 	switch {
@@ -130,8 +136,8 @@ func (p *CreateParams) complete() error {
 		return fault.New(fault.Invalid, "", "format %q is not one of %s, %s, %s", p.Format, Thin, ZeroedThick, EagerZeroedThick)
 	case p.Format != Thin && p.Type.Sparse():
 		return fault.New(fault.Invalid, "use type monolithicFlat", "format %s needs a flat type, not %s", p.Format, p.Type)
-	case p.GrainSectors < minGrainSectors || p.GrainSectors > maxGrainSectors || p.GrainSectors&(p.GrainSectors-1) != 0:
-		return fault.New(fault.OutOfRange, "", "grain size %d is not a power of two from %d to %d sectors", p.GrainSectors, minGrainSectors, maxGrainSectors)
+	case p.GrainSectors < least || p.GrainSectors > maxGrainSectors || p.GrainSectors&(p.GrainSectors-1) != 0:
+		return fault.New(fault.OutOfRange, "", "grain size %d is not a power of two from %d to %d sectors", p.GrainSectors, least, maxGrainSectors)
 	case p.ExtentSize < 1<<20 || p.ExtentSize%(p.GrainSectors*SectorSize) != 0 || p.Type.Sparse() && min(p.ExtentSize, p.Capacity) > MaxSparseExtent:
 		return fault.New(fault.OutOfRange, "", "extent size %d is not a multiple of the grain from 1 MiB to %d bytes", p.ExtentSize, MaxSparseExtent)
 	case p.Capacity/p.ExtentSize >= maxExtents:
@@ -168,6 +174,10 @@ func extentLines(stem, name string, t Type, from int, capacity, extentSize int64
 			x.Name = fmt.Sprintf("%s-s%03d.vmdk", stem, i+1)
 		case MonolithicSparse:
 			x.Name = name
+		case VMFS:
+			x.Type, x.Name = "VMFS", stem+"-flat.vmdk"
+		case VMFSSparse:
+			x.Type, x.Name = "VMFSSPARSE", stem+"-delta.vmdk"
 		}
 		out = append(out, x)
 	}
@@ -277,6 +287,9 @@ func newDescriptor(p *CreateParams, lines []ExtentLine) (*Descriptor, error) {
 			p.UUID = NewUUID()
 		}
 		fmt.Fprintf(&b, "ddb.uuid = \"%s\"\n", p.UUID)
+	}
+	if p.Type == VMFS && p.Format == Thin {
+		b.WriteString("ddb.thinProvisioned = \"1\"\n")
 	}
 	b.WriteString("ddb.virtualHWVersion = \"14\"\n")
 	return ParseDescriptor([]byte(b.String()))

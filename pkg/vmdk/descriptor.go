@@ -168,10 +168,10 @@ func (d *Descriptor) SetExtents(extents []ExtentLine) error {
 	return nil
 }
 
-// Type is the createType.
+// Type is the createType, by its usual name if it is an alias.
 func (d *Descriptor) Type() Type {
 	v, _ := d.Get("createType")
-	return Type(v)
+	return typeOf(v)
 }
 
 // CID is the content ID of this link.

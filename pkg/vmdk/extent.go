@@ -20,7 +20,9 @@ type Extent struct {
 	base     int64    // Flat: byte of the file where the extent begins
 	sp       *sparse  // Sparse only
 	ro       readMap  // Stream and SESparse only
+	access   string   // of its line, as read
 	writable bool
+	again    bool        // an earlier extent of the link has the same file, and its locks
 	unsynced atomic.Bool // data was written since the last SyncData
 	solid    atomic.Bool // the file system refused to punch
 }
@@ -28,6 +30,19 @@ type Extent struct {
 // Solid tells that the extent's file cannot be punched, as far as was tried: grains that are given up stay lost until the
 // disk is compacted, so they should not be given up.
 func (e *Extent) Solid() bool { return e.solid.Load() }
+
+// WriteErr is why nothing can be written into the extent, by its line; nil if the link's mode decides.
+func (e *Extent) WriteErr() error {
+	switch {
+	case e.access == "NOACCESS":
+		return fault.New(fault.ReadOnly, "write elsewhere, or convert the disk", "bytes %d..%d of the disk are a NOACCESS extent", e.Start, e.End()-1)
+	case e.Kind == Zero:
+		return fault.New(fault.ReadOnly, "write elsewhere, or convert the disk", "bytes %d..%d of the disk are a ZERO extent", e.Start, e.End()-1)
+	case e.access == "RDONLY":
+		return fault.New(fault.ReadOnly, "write elsewhere, or convert the disk", "bytes %d..%d of the disk are a RDONLY extent", e.Start, e.End()-1)
+	}
+	return nil
+}
 
 // End is the first byte of the disk behind the extent.
 func (e *Extent) End() int64 { return e.Start + e.Len }
@@ -166,7 +181,7 @@ func (e *Extent) inode() (fsx.Info, error) {
 }
 
 func (e *Extent) lock(m fsx.LockMode) error {
-	if e.data == nil {
+	if e.data == nil || e.again {
 		return nil
 	}
 	err := e.data.Lock(m)

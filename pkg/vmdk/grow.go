@@ -54,7 +54,7 @@ func (l *Link) PrepareGrow(ctx context.Context, p GrowParams) (*Growth, error) {
 		return nil, fault.Wrap(err, "grow %s to %d bytes", l.Name, p.Capacity)
 	}
 	g := &Growth{l: l, lines: lines, m: &maker{ctx: ctx, d: l.dir, p: &CreateParams{Capacity: p.Capacity - l.Size(), Type: l.desc.Load().Type(),
-		Format: orDefault(p.Format, Thin), GrainSectors: DefaultGrainSectors, Resume: p.Resume, Progress: p.Progress}}}
+		Format: orDefault(p.Format, Thin), GrainSectors: l.grainSectors(), Resume: p.Resume, Progress: p.Progress}}}
 	if err := g.prepare(from); err != nil {
 		return nil, fault.Wrap(errors.Join(err, g.Undo()), "grow %s to %d bytes", l.Name, p.Capacity)
 	}
@@ -69,7 +69,7 @@ func (l *Link) planGrow(p *GrowParams) ([]ExtentLine, int, error) {
 	last := &lines[len(lines)-1]
 	limit := MaxCapacity
 	switch t {
-	case MonolithicSparse:
+	case MonolithicSparse, VMFSSparse:
 		limit = MaxSparseExtent
 	case TwoGbMaxExtentFlat, TwoGbMaxExtentSparse:
 		limit = maxSplitFlat
@@ -80,15 +80,15 @@ func (l *Link) planGrow(p *GrowParams) ([]ExtentLine, int, error) {
 			limit = lines[0].Sectors * SectorSize
 		}
 		limit = orDefault(p.ExtentSize, limit)
-	case MonolithicFlat, vmfsFlat:
+	case MonolithicFlat, VMFS:
 	default:
 		return nil, 0, unsupportedType("growth of type", string(t))
 	}
 	if p.Capacity <= l.Size() || p.Capacity > MaxCapacity || p.Capacity%SectorSize != 0 {
 		return nil, 0, fault.New(fault.OutOfRange, "", "the size must be a multiple of 512, more than %d and at most %d bytes", l.Size(), MaxCapacity)
 	}
-	if limit < 1<<20 || limit%(DefaultGrainSectors*SectorSize) != 0 || t.Sparse() && limit > MaxSparseExtent {
-		return nil, 0, fault.New(fault.OutOfRange, "", "extent size %d is not a multiple of 64 KiB from 1 MiB to %d bytes", limit, MaxSparseExtent)
+	if grain := l.grainSectors() * SectorSize; limit < 1<<20 || limit%grain != 0 || t.Sparse() && limit > MaxSparseExtent {
+		return nil, 0, fault.New(fault.OutOfRange, "", "extent size %d is not a multiple of the grain from 1 MiB to %d bytes", limit, MaxSparseExtent)
 	}
 	add := p.Capacity - l.Size()
 	if room := limit - last.Sectors*SectorSize; room > 0 {
@@ -97,7 +97,7 @@ func (l *Link) planGrow(p *GrowParams) ([]ExtentLine, int, error) {
 	}
 	from := len(lines)
 	if add > 0 {
-		if t != TwoGbMaxExtentFlat && t != TwoGbMaxExtentSparse {
+		if !t.Split() {
 			return nil, 0, fault.New(fault.OutOfRange, "convert the disk to a split type", "a %s disk holds at most %d bytes", t, limit)
 		}
 		if add/limit+int64(from) >= maxExtents {
@@ -106,6 +106,14 @@ func (l *Link) planGrow(p *GrowParams) ([]ExtentLine, int, error) {
 		lines = append(lines, extentLines(strings.TrimSuffix(l.Name, ".vmdk"), l.Name, t, from, add, limit)...)
 	}
 	return lines, from, nil
+}
+
+// grainSectors is the grain size of the link's last extent, which new ones have too.
+func (l *Link) grainSectors() int64 {
+	if sp := l.extents[len(l.extents)-1].sp; sp != nil {
+		return sp.grain
+	}
+	return DefaultGrainSectors
 }
 
 func (g *Growth) prepare(from int) error {
@@ -219,7 +227,14 @@ func (s *sparse) growTables(sectors int64) error {
 	h := *s.h
 	h.capacity = uint64(sectors)
 	gd, rgd := s.gd, s.rgd
-	if n := h.numGTs(); n > int64(len(s.gd)) {
+	n := h.numGTs()
+	switch {
+	case h.cowd != nil:
+		var err error
+		if gd, err = s.growCowd(&h); err != nil {
+			return err
+		}
+	case n > int64(len(s.gd)):
 		dir, tables := gdSectors(n), (n-int64(len(s.gd)))*h.gtSectors()
 		copies := int64(1)
 		if s.rgd != nil {
@@ -261,6 +276,9 @@ func (s *sparse) growTables(sectors int64) error {
 // writeDirectory writes a directory of n tables at a sector: the old ones, and new ones that follow the directory.
 func (s *sparse) writeDirectory(at, dir int64, old []uint32, n int64) ([]uint32, error) {
 	d := append([]uint32(nil), old...)
+	if s.h.cowd != nil { // its tables are made when they are needed
+		d = append(d, make([]uint32, n-int64(len(d)))...)
+	}
 	for next := at + dir; int64(len(d)) < n; next += s.h.gtSectors() {
 		d = append(d, uint32(next))
 	}

@@ -39,6 +39,7 @@ type header struct {
 	lineEnds          [4]byte
 	compression       uint16
 	raw               [SectorSize]byte // what was read, so that unknown bytes survive a rewrite
+	cowd              *cowdHeader      // set: a COWD header, of which raw, flags, descriptor and copies mean nothing
 }
 
 var goodLineEnds = [4]byte{'\n', ' ', '\r', '\n'}
@@ -51,7 +52,7 @@ func decodeHeader(b []byte) (*header, error) {
 	switch le.Uint32(b) {
 	case magicKDMV:
 	case magicCOWD:
-		return nil, unsupportedType("extent format", "COWD (vmfsSparse)")
+		return nil, fault.New(fault.Invalid, "", "it is a COWD extent")
 	case magicSESparse:
 		return nil, unsupportedType("extent format", "seSparse")
 	default:
@@ -119,6 +120,9 @@ type defect struct {
 // length of its directory and the number of its grains; both are bounded here, because a sparse file of any size costs
 // whoever makes it nothing.
 func (h *header) defects(fileSize int64) []defect {
+	if h.cowd != nil {
+		return h.cowdDefects(fileSize)
+	}
 	var out []defect
 	bad := func(code Code, kind fault.Kind, remedy, format string, args ...any) {
 		out = append(out, defect{code, fault.New(kind, remedy, "sparse header: "+format, args...)})

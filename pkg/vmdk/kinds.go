@@ -5,26 +5,6 @@ import "github.com/vmdk-csi/vmdk-csi/pkg/fault"
 // SectorSize is the unit of every number in a descriptor and a sparse header, whatever the guest's block size.
 const SectorSize = 512
 
-// Type is the createType of a link.
-type Type string
-
-// The types this package creates and opens.
-const (
-	MonolithicFlat       Type = "monolithicFlat"       // descriptor + one file of raw data
-	TwoGbMaxExtentFlat   Type = "twoGbMaxExtentFlat"   // descriptor + files of raw data
-	MonolithicSparse     Type = "monolithicSparse"     // one file: header, embedded descriptor, tables, grains
-	TwoGbMaxExtentSparse Type = "twoGbMaxExtentSparse" // descriptor + sparse extents of any size
-	vmfsFlat             Type = "vmfs"                 // ESXi: descriptor + one VMFS extent, raw data outside VMFS
-	StreamOptimized      Type = "streamOptimized"      // one file of compressed grains, written from its beginning to its end
-	SESparseType         Type = "seSparse"             // ESXi: descriptor + one SESPARSE extent, only read here
-)
-
-// Sparse tells that the extents of a link of this type are grain-mapped, so that it may have a parent.
-func (t Type) Sparse() bool { return t == MonolithicSparse || t == TwoGbMaxExtentSparse }
-
-// Embedded tells that the descriptor lies inside the extent.
-func (t Type) Embedded() bool { return t == MonolithicSparse }
-
 // Format is how the space of a flat disk is taken at creation.
 type Format string
 
@@ -73,7 +53,10 @@ const (
 	// DefaultGrainSectors is 64 KiB, what every VMware product writes.
 	DefaultGrainSectors = 128
 
-	minGrainSectors     = 8          // 4 KiB (Virtual Disk Format 5.0), bounds the number of grains of a file
+	// CowdGrainSectors is 512 bytes, what ESXi writes into COWD extents.
+	CowdGrainSectors = 1
+
+	minGrainSectors     = 8          // 4 KiB (Virtual Disk Format 5.0)
 	maxGrainSectors     = 2048       // 1 MiB, bounds the memory of one copy-on-write
 	maxFileSectors      = 1 << 32    // what a 32-bit table entry reaches
 	maxDirectoryBytes   = 64 << 20   // a grain directory; that of MaxSparseExtent in 64 KiB grains has 255 KiB

@@ -85,7 +85,7 @@ func (m *maker) commit(temp, name string) error {
 
 // extent makes one extent file, complete and durable.
 func (m *maker) extent(x ExtentLine) error {
-	if x.Type == "SPARSE" {
+	if !flatType(x.Type) {
 		return m.sparseFile(x.Name, x.Sectors, nil)
 	}
 	return m.flatFile(x.Name, x.Sectors*SectorSize)
@@ -123,6 +123,9 @@ func (m *maker) sparseContent(f fsx.File, sectors int64, desc *Descriptor) error
 	descSectors := int64(0)
 	if desc != nil {
 		descSectors = embeddedDescSectors
+	}
+	if m.p.Type == VMFSSparse {
+		return cowdContent(f, cowdLayout(sectors, m.p.GrainSectors))
 	}
 	h := layout(sectors, m.p.GrainSectors, descSectors)
 	if err := f.Truncate(int64(h.overHead) * SectorSize); err != nil {

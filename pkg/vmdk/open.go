@@ -2,7 +2,6 @@ package vmdk
 
 import (
 	"errors"
-	"io/fs"
 	"sort"
 	"strings"
 	"sync/atomic"
@@ -83,7 +82,9 @@ func readDescriptorText(f fsx.File) ([]byte, bool, error) {
 		return nil, false, err
 	}
 	switch magicOf(head) {
-	case magicCOWD, magicSESparse:
+	case magicCOWD:
+		return nil, true, fault.New(fault.Invalid, "open the descriptor file that names it", "it is an extent (COWD), which has no descriptor inside")
+	case magicSESparse:
 		_, err := decodeHeader(head)
 		return nil, true, err
 	case magicKDMV:
@@ -121,14 +122,11 @@ func magicOf(b []byte) uint32 {
 // checkOpenable refuses what cannot be read or must not be written.
 func (l *Link) checkOpenable() error {
 	t := l.desc.Load().Type()
-	switch t {
-	case MonolithicFlat, TwoGbMaxExtentFlat, MonolithicSparse, TwoGbMaxExtentSparse, vmfsFlat, "custom":
-	case StreamOptimized, SESparseType:
-		if l.o.ReadWrite {
-			return fault.New(fault.Unsupported, "convert it, or make a child of it", "a disk of type %s can only be read here", t)
-		}
-	default:
-		return unsupportedType("createType", string(t))
+	if err := t.refusal(); err != nil {
+		return err
+	}
+	if l.o.ReadWrite && (t == StreamOptimized || t == SESparseType) {
+		return fault.New(fault.Unsupported, "convert it, or make a child of it", "a disk of type %s can only be read here", t)
 	}
 	if l.o.Type != "" && t != l.o.Type {
 		return fault.New(fault.Damaged, "restore the descriptor", "its type is %s, its manifest says %s", t, l.o.Type)
@@ -139,7 +137,8 @@ func (l *Link) checkOpenable() error {
 		}
 	}
 	if v, _ := l.desc.Load().Get("isNativeSnapshot"); strings.EqualFold(v, "yes") {
-		return unsupportedType("isNativeSnapshot", v)
+		return fault.New(fault.Unsupported, "delete the snapshot with vSphere, or clone the disk there",
+			"it is a native snapshot: the array that holds it knows its content, not this file")
 	}
 	if !l.o.ReadWrite {
 		return nil
@@ -150,179 +149,6 @@ func (l *Link) checkOpenable() error {
 		}
 	}
 	return nil
-}
-
-func (l *Link) openExtents() error {
-	lines := l.desc.Load().Extents()
-	if l.embedded && len(lines) != 1 {
-		return fault.New(fault.Damaged, "", "an embedded descriptor names %d extents, not 1", len(lines))
-	}
-	if n := len(l.o.ExtentNames); l.o.MoreExtents && n > 0 && n < len(lines) {
-		l.o.ExtentNames = append([]string(nil), l.o.ExtentNames...)
-		stem := strings.TrimSuffix(l.Name, ".vmdk")
-		for _, x := range extentLines(stem, l.Name, l.desc.Load().Type(), n, int64(len(lines)-n), 1) {
-			l.o.ExtentNames = append(l.o.ExtentNames, x.Name)
-		}
-	}
-	if l.o.ExtentNames != nil && len(l.o.ExtentNames) != len(lines) {
-		return fault.New(fault.Damaged, "restore the descriptor", "it names %d extents, its manifest %d", len(lines), len(l.o.ExtentNames))
-	}
-	seen := map[string]bool{l.Name: true}
-	var start int64
-	for i, x := range lines {
-		if l.embedded {
-			x.Name = l.Name // renamed and streamed images carry stale names
-		} else if x.Name != "" {
-			if seen[x.Name] {
-				return fault.New(fault.Damaged, "", "extent %d names %q, which is in use already", i, clip(x.Name))
-			}
-			seen[x.Name] = true
-		}
-		if l.o.ExtentNames != nil && x.Name != l.o.ExtentNames[i] {
-			return fault.New(fault.Damaged, "restore the descriptor", "extent %d is named %q, its manifest says %q", i, clip(x.Name), l.o.ExtentNames[i])
-		}
-		e := &Extent{Index: i, Name: x.Name, Start: start, Len: x.Sectors * SectorSize}
-		start = e.End()
-		l.extents = append(l.extents, e)
-		if err := l.openExtent(e, x); err != nil {
-			return fault.Wrap(err, "extent %d", i)
-		}
-	}
-	if start == 0 {
-		return fault.New(fault.Damaged, "", "the extents are empty")
-	}
-	if t := l.desc.Load().Type(); t == StreamOptimized && l.extents[0].Kind != Stream {
-		return fault.New(fault.Damaged, "restore the file", "a disk of type %s has an extent of kind %s", t, l.extents[0].Kind)
-	}
-	return nil
-}
-
-func (l *Link) openExtent(e *Extent, x ExtentLine) error {
-	if x.Access == "NOACCESS" || x.Type == "ZERO" {
-		e.Kind = Zero
-		return nil
-	}
-	switch x.Type {
-	case "FLAT", "VMFS":
-		e.Kind = Flat
-	case "SPARSE":
-		e.Kind = Sparse
-	case "SESPARSE":
-		e.Kind = SESparse
-	default:
-		return unsupportedType("extent type", x.Type)
-	}
-	if e.Kind == Flat && l.desc.Load().IsChild() {
-		return fault.New(fault.Damaged, "", "a child link has a flat extent")
-	}
-	if strings.ContainsAny(x.Name, `/\`) || x.Name == "" || x.Name == "." || x.Name == ".." {
-		return fault.New(fault.Invalid, "put the extent beside its descriptor and correct the name", "%q is not a file name of the descriptor's directory", clip(x.Name))
-	}
-	if x.Access == "RDONLY" && l.o.ReadWrite {
-		return fault.New(fault.ReadOnly, "open it read-only, or convert it", "%q is marked RDONLY", clip(x.Name))
-	}
-	e.writable = l.o.ReadWrite
-	e.unsynced.Store(true) // what an earlier process wrote may not be durable yet
-	flag := fsx.ReadOnly
-	if e.writable {
-		flag = fsx.ReadWrite
-	}
-	direct := flag
-	if l.o.Direct {
-		direct |= fsx.Direct
-	}
-	var err error
-	if e.data, err = l.dir.Open(x.Name, direct); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return fault.New(fault.Damaged, "restore the file", "%s is missing: %w", x.Name, err)
-		}
-		return err
-	}
-	if l.o.Lock {
-		mode := fsx.LockRead
-		if e.writable {
-			mode = fsx.LockWrite
-		}
-		if err := e.lock(mode); err != nil {
-			return err
-		}
-	}
-	info, err := e.data.Stat()
-	if err != nil {
-		return err
-	}
-	if e.Kind == Flat {
-		e.base = x.Offset * SectorSize
-		if info.Size < e.base+e.Len {
-			return fault.New(fault.Damaged, "restore the file, it was cut off", "%s has %d bytes, its descriptor needs %d", x.Name, info.Size, e.base+e.Len)
-		}
-		return nil
-	}
-	if e.Kind == SESparse {
-		return e.openSESparse(l.dir, x, info.Size)
-	}
-	return e.openTables(l.dir, x, flag, info.Size)
-}
-
-func (e *Extent) openSESparse(d fsx.Dir, x ExtentLine, size int64) error {
-	if e.writable {
-		return fault.New(fault.Unsupported, "convert it, or make a child of it", "%s is an SESparse extent, which can only be read here", x.Name)
-	}
-	f, err := d.Open(x.Name, fsx.ReadOnly)
-	if err != nil {
-		return err
-	}
-	m, err := openSESparse(x.Name, f, x, size)
-	if err != nil {
-		return fault.Wrap(errors.Join(err, f.Close()), "%s", x.Name)
-	}
-	e.ro = m
-	return nil
-}
-
-func (e *Extent) openTables(d fsx.Dir, x ExtentLine, flag fsx.Flag, size int64) error {
-	f, err := d.Open(x.Name, flag)
-	if err != nil {
-		return err
-	}
-	ok := false
-	defer func() {
-		if !ok {
-			_ = f.Close() // the first error is the one to report
-		}
-	}()
-	sector := make([]byte, SectorSize)
-	if err := readFull(f, sector, 0); err != nil {
-		return fault.Wrap(err, "%s: header", x.Name)
-	}
-	h, err := decodeHeader(sector)
-	if err != nil {
-		return fault.Wrap(err, "%s", x.Name)
-	}
-	if ds := h.defects(size); len(ds) > 0 {
-		return fault.Wrap(ds[0].err, "%s", x.Name)
-	}
-	if h.stream() {
-		if e.writable {
-			return fault.New(fault.Unsupported, "convert it, or make a child of it", "%s has compressed grains, which are written once", x.Name)
-		}
-		m, err := openStream(x.Name, f, h, x.Sectors, size)
-		if err != nil {
-			return fault.Wrap(err, "%s", x.Name)
-		}
-		e.Kind, e.ro, ok = Stream, m, true
-		return nil
-	}
-	// A header that promises more than the line is a growth that was cut off before the descriptor: the line rules.
-	if int64(h.capacity) < x.Sectors {
-		return fault.New(fault.Damaged, "run vmdkctl check", "%s maps %d sectors, its descriptor says %d", x.Name, h.capacity, x.Sectors)
-	}
-	if h.version == 3 && e.writable {
-		return fault.New(fault.Unsupported, "convert it", "%s: writing sparse version 3 is not supported", x.Name)
-	}
-	e.sp, err = openSparse(x.Name, f, h, x.Sectors, size, e.writable)
-	ok = err == nil
-	return err
 }
 
 // Close closes the files. Dirty tables are lost: CloseClean first.
@@ -363,7 +189,7 @@ func (l *Link) Unclean() bool {
 	return false
 }
 
-// Inodes identify the files of the link: the extents, and the descriptor if it stands alone.
+// Inodes identify the files of the link: the extents, each once, and the descriptor if it stands alone.
 func (l *Link) Inodes() ([]fsx.Info, error) {
 	var out []fsx.Info
 	if !l.embedded {
@@ -374,7 +200,7 @@ func (l *Link) Inodes() ([]fsx.Info, error) {
 		out = append(out, i)
 	}
 	for _, e := range l.extents {
-		if e.data == nil {
+		if e.data == nil || e.again {
 			continue
 		}
 		i, err := e.inode()

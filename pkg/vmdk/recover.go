@@ -20,7 +20,7 @@ import (
 //  3. cut the file behind the last grain that an entry names: the rest was never acknowledged by a flush.
 func (l *Link) Recover() error {
 	for _, e := range l.extents {
-		if e.sp == nil || !e.sp.h.unclean {
+		if e.sp == nil || !e.sp.h.unclean || !e.writable {
 			continue
 		}
 		if err := e.sp.recover(); err != nil {
@@ -147,20 +147,23 @@ func (s *sparse) mendTables(mends []mend) error {
 	return fault.Wrap(s.file.Datasync(), "sync mended grain tables")
 }
 
-// grainSet remembers which places of a file are taken. Its memory follows the file's size, which header.defects bounds: one
-// bit per grain of file, at most 64 MiB, and for images with unaligned grains (which exist) the grains around them.
+// grainSet remembers which places of a file are taken. Its memory follows what is taken, not the file's size: pieces of
+// one bit per grain that are made when they are needed; and for images with unaligned grains (which exist) the grains
+// around them.
 type grainSet struct {
 	s         *sparse
-	bits      []uint64
+	pieces    []*[pieceGrains / 64]uint64
 	unaligned map[uint32]struct{}
 	top       int64 // first sector behind the last place taken
 	count     int64
 	limit     int64 // sectors of the file
 }
 
+const pieceGrains = 1 << 16
+
 func newGrainSet(s *sparse) *grainSet {
 	limit := s.alloc.end
-	return &grainSet{s: s, limit: limit, bits: make([]uint64, limit/s.grain/64+1), unaligned: map[uint32]struct{}{}}
+	return &grainSet{s: s, limit: limit, pieces: make([]*[pieceGrains / 64]uint64, limit/s.grain/pieceGrains+1), unaligned: map[uint32]struct{}{}}
 }
 
 // add takes a place for a grain; false if it is no place, or taken, in whole or in part.
@@ -172,7 +175,7 @@ func (u *grainSet) add(sector uint32) bool {
 	var ok bool
 	if at%g == 0 {
 		ok = !u.taken(at/g) && !u.near(at)
-		u.bits[at/g/64] |= 1 << (at / g % 64)
+		u.take(at / g)
 	} else {
 		ok = !u.taken(at/g) && !u.taken(at/g+1) && !u.near(at)
 		u.unaligned[sector] = struct{}{}
@@ -183,7 +186,20 @@ func (u *grainSet) add(sector uint32) bool {
 }
 
 func (u *grainSet) taken(i int64) bool {
-	return i/64 < int64(len(u.bits)) && u.bits[i/64]>>(i%64)&1 == 1
+	p := i / pieceGrains
+	return p < int64(len(u.pieces)) && u.pieces[p] != nil && u.pieces[p][i%pieceGrains/64]>>(i%64)&1 == 1
+}
+
+// take marks a place, if it lies in the file.
+func (u *grainSet) take(i int64) {
+	p := i / pieceGrains
+	if p >= int64(len(u.pieces)) {
+		return
+	}
+	if u.pieces[p] == nil {
+		u.pieces[p] = new([pieceGrains / 64]uint64)
+	}
+	u.pieces[p][i%pieceGrains/64] |= 1 << (i % 64)
 }
 
 // near tells that an unaligned place overlaps [at, at+grain).

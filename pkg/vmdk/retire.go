@@ -23,6 +23,9 @@ func (l *Link) MarkClean() error {
 // some extents may have the new mode.
 func (l *Link) LockAs(m fsx.LockMode) error {
 	for _, e := range l.extents {
+		if m == fsx.LockWrite && e.access == "RDONLY" {
+			continue // nobody writes it
+		}
 		if err := e.lock(m); err != nil {
 			return err
 		}

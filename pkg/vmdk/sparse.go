@@ -74,7 +74,7 @@ func (s *sparse) readDirectory(at uint64, size int64) ([]uint32, error) {
 		if e == 1 && s.h.flags&flagZeroGrain != 0 {
 			continue
 		}
-		if e != 0 && (int64(e)+s.h.gtSectors())*SectorSize > roundUp(size, SectorSize) {
+		if e != 0 && s.h.cowd != nil && e < cowdDirectory || e != 0 && (int64(e)+s.h.gtSectors())*SectorSize > roundUp(size, SectorSize) {
 			return nil, fault.New(fault.Damaged, "run vmdkctl check", "extent %s: grain table %d is at sector %d, outside the file", s.name, i, e)
 		}
 	}

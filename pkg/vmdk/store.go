@@ -214,6 +214,9 @@ func (s *sparse) clean() error {
 		return err
 	}
 	s.h.unclean = false
+	if s.h.cowd != nil {
+		s.h.cowd.free = uint32(min(s.alloc.next, maxFileSectors-1))
+	}
 	if err := s.writeHeader(); err != nil {
 		return err
 	}

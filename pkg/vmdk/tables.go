@@ -31,6 +31,9 @@ func (e *Extent) Begin() error {
 
 // writeHeader writes sector 0 and syncs. One aligned sector is written whole or not at all.
 func (s *sparse) writeHeader() error {
+	if s.h.cowd != nil {
+		return s.writeCowd()
+	}
 	if _, err := s.file.WriteAt(s.h.encode(), 0); err != nil {
 		return fault.Wrap(err, "extent %s: write header", s.name)
 	}
