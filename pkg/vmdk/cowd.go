@@ -18,10 +18,8 @@ import (
 const (
 	cowdHeaderBytes = 2048
 	cowdEntries     = 4096
-	cowdDirectory   = 4    // first sector of the directory, behind the header
-	cowdFlags       = 3    // what ESXi writes
-	offCowdUnclean  = 1648 // u32, in sector 3
-	cowdUncleanAt   = 1536 // byte of that sector
+	cowdDirectory   = 4 // first sector of the directory, behind the header
+	cowdFlags       = 3 // what ESXi writes
 )
 
 // cowdHeader is what a COWD header has beside the fields of header.
@@ -53,7 +51,7 @@ func decodeCowd(b []byte) *header {
 	c := &cowdHeader{directories: le.Uint32(b[24:]), free: le.Uint32(b[28:])}
 	copy(c.raw[:], b)
 	h := &header{cowd: c, version: le.Uint32(b[4:]), capacity: uint64(le.Uint32(b[12:])), grain: uint64(le.Uint32(b[16:])),
-		gtes: cowdEntries, gdOff: uint64(le.Uint32(b[20:])), unclean: le.Uint32(b[offCowdUnclean:]) != 0}
+		gtes: cowdEntries, gdOff: uint64(le.Uint32(b[20:])), unclean: le.Uint32(b[cowdOffUnclean:]) != 0}
 	h.overHead = cowdDirectory
 	if h.gdOff == cowdDirectory && h.grain > 0 { // after a growth the directory may lie among the grains
 		h.overHead += uint64(gdSectors(h.numGTs()))
@@ -71,9 +69,9 @@ func (h *header) encodeCowd() []byte {
 	le.PutUint32(b[20:], uint32(h.gdOff))
 	le.PutUint32(b[24:], h.cowd.directories)
 	le.PutUint32(b[28:], h.cowd.free)
-	le.PutUint32(b[offCowdUnclean:], 0)
+	le.PutUint32(b[cowdOffUnclean:], 0)
 	if h.unclean {
-		b[offCowdUnclean] = 1
+		b[cowdOffUnclean] = 1
 	}
 	return b[:]
 }
@@ -132,43 +130,21 @@ func (h *header) cowdDefects(fileSize int64) []defect {
 	return out
 }
 
-// writeCowd writes the header and syncs. Sector 0, which holds everything but the unclean mark, goes first and is durable
-// before the mark is taken away; it is one aligned sector, whole or as before after a crash. The mark is durable before
-// sector 0 may say less than it said.
+// writeCowd writes the header and syncs. Sector 0, which holds everything but the unclean mark, is whole or as before after
+// a crash. Where only one of sector 0 and the mark reaches the disk, the free sector is too high, or the mark is set
+// still: both are safe.
 func (s *sparse) writeCowd() error {
-	b := s.h.encodeCowd()
-	mark := func() error {
-		if _, err := s.file.WriteAt(b[cowdUncleanAt:], cowdUncleanAt); err != nil {
-			return fault.Wrap(err, "extent %s: write header", s.name)
-		}
-		return fault.Wrap(s.file.Datasync(), "extent %s: sync header", s.name)
+	if _, err := s.file.WriteAt(s.h.encodeCowd(), 0); err != nil {
+		return fault.Wrap(err, "extent %s: write header", s.name)
 	}
-	if s.h.unclean {
-		if err := mark(); err != nil {
-			return err
-		}
-	}
-	if err := s.writeCowdSector(b); err != nil {
-		return err
-	}
-	if err := s.file.Datasync(); err != nil {
-		return fault.Wrap(err, "extent %s: sync header", s.name)
-	}
-	if !s.h.unclean {
-		return mark()
-	}
-	return nil
-}
-
-func (s *sparse) writeCowdSector(b []byte) error {
-	_, err := s.file.WriteAt(b[:SectorSize], 0)
-	return fault.Wrap(err, "extent %s: write header", s.name)
+	return fault.Wrap(s.file.Datasync(), "extent %s: sync header", s.name)
 }
 
 // cowdFree records that the file has so many sectors, before any of the new ones is used.
 func (s *sparse) cowdFree(end int64) error {
 	s.h.cowd.free = uint32(min(end, maxFileSectors-1))
-	return s.writeCowdSector(s.h.encodeCowd())
+	_, err := s.file.WriteAt(s.h.encodeCowd()[:SectorSize], 0)
+	return fault.Wrap(err, "extent %s: write header", s.name)
 }
 
 // growCowd is step 2 of Grow: a directory for the capacity in h, the grown header, in its place if it fits into its last

@@ -151,10 +151,12 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 // openData opens the extent's file for guest data and locks it.
 func (l *Link) openData(e *Extent, name string) (err error) {
 	flag, mode := fsx.ReadOnly, fsx.LockRead
+	write := e.writable
 	for _, x := range l.desc.Load().Extents() { // the first extent of a file holds the lock for all
-		if l.o.ReadWrite && x.Access == "RW" && (l.embedded || x.Name == name) {
-			flag, mode = fsx.ReadWrite, fsx.LockWrite
-		}
+		write = write || l.o.ReadWrite && x.Access == "RW" && x.Name == name
+	}
+	if write {
+		flag, mode = fsx.ReadWrite, fsx.LockWrite
 	}
 	if l.o.Direct {
 		flag |= fsx.Direct

@@ -81,10 +81,10 @@ func (s *sparse) copies(i int64) []int64 {
 
 // makeTable gives a table without file space (directory entry 0 or 1) its place at the end of the file; needs s.mu.
 // Protocol: 1. extend the file with the tables, filled with what the entry meant; 2. sync; [a crash leaks them]
-// 3. redundant directory, then directory; 4. sync, before any flush writes into them. [Between 3 and 4 either
-// directory may lack the entry: "non-zero wins", and the next Prepare makes new tables.] 5. the directories in memory:
-// after a failure in 1 to 4 they still lack the table, so that the next Prepare makes one and no entry is put into a
-// table that no directory on disk names.
+// 3. redundant directory, then directory; the flush that writes the first entries syncs them too. [Until then either
+// directory may lack the table, which has no flushed entries: "non-zero wins", and the next Prepare makes new tables.]
+// 4. the directories in memory: after a failure in 1 to 3 they still lack the table, so that the next Prepare makes one and
+// no entry is put into a table that no directory on disk names.
 func (s *sparse) makeTable(i int64) error {
 	n := s.h.gtSectors()
 	copies := int64(1)
@@ -120,9 +120,6 @@ func (s *sparse) makeTable(i int64) error {
 	}
 	if err := s.writeDirectoryEntry(s.h.gdOff, i, uint32(at)); err != nil {
 		return err
-	}
-	if err := s.file.Datasync(); err != nil {
-		return fault.Wrap(err, "extent %s: sync grain directory", s.name)
 	}
 	if s.rgd != nil {
 		s.rgd[i] = uint32(at + n)

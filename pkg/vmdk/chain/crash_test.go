@@ -41,6 +41,8 @@ var crashCases = []crashCase{
 	{"embedded", vmdk.CreateParams{Type: vmdk.MonolithicSparse, Capacity: 96 << 10, GrainSectors: 8}, false, 12},
 	{"split", vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, Capacity: 1<<20 + 64<<10, ExtentSize: 1 << 20, GrainSectors: 16}, false, 12},
 	{"child", vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, Capacity: 96 << 10, GrainSectors: 8}, true, 16},
+	{"cowd", vmdk.CreateParams{Type: vmdk.VMFSSparse, Capacity: 96<<10 + 512, GrainSectors: 1}, false, 16},
+	{"cowd child", vmdk.CreateParams{Type: vmdk.VMFSSparse, Capacity: 96 << 10, GrainSectors: 4}, true, 16},
 }
 
 // TestPowerLoss cuts the power at every operation of a random sequence, in many ways each, and then demands: the disk

@@ -33,7 +33,9 @@ func (c *Chain) zeroLink(i int, off, n int64, discard bool) error {
 		switch {
 		case discard && e.Solid():
 			err = fault.New(fault.Unsupported, "", "the file system of extent %s cannot punch holes", e.Name)
-		case e.Kind == vmdk.Zero:
+		case e.Kind == vmdk.Zero: // zeros already, whatever may be written
+		case e.WriteErr() != nil:
+			err = e.WriteErr()
 		case e.Kind == vmdk.Flat:
 			if err = c.beginExtent(e); err == nil {
 				var r vmdk.Run

@@ -69,6 +69,11 @@ func TestStrictSees(t *testing.T) {
 		{"compression", vmdk.MonolithicSparse, "disk.vmdk", 77, "\x01"},
 		{"tail of the descriptor", vmdk.MonolithicSparse, "disk.vmdk", 21*512 - 1, "x"},
 		{"a table that is missing", vmdk.TwoGbMaxExtentSparse, "disk-s001.vmdk", 512, "\x00\x00\x00\x00"},
+		{"COWD magic", vmdk.VMFSSparse, "disk-delta.vmdk", 0, "VMDK"},
+		{"COWD capacity", vmdk.VMFSSparse, "disk-delta.vmdk", 12, "\x01"},
+		{"COWD unclean", vmdk.VMFSSparse, "disk-delta.vmdk", 1648, "\x01"},
+		{"COWD free sector", vmdk.VMFSSparse, "disk-delta.vmdk", 28, "\x04"},
+		{"COWD table in the header", vmdk.VMFSSparse, "disk-delta.vmdk", 2048, "\x01"},
 		{"an entry in one copy", vmdk.TwoGbMaxExtentSparse, "disk-s001.vmdk", 1024, "\x80"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -87,8 +87,8 @@ func (c *Chain) beginFailed(err error) error {
 
 // writeExtent writes p at byte off of an extent of link i.
 func (c *Chain) writeExtent(i int, e *vmdk.Extent, p []byte, off int64) error {
-	if e.Kind == vmdk.Zero {
-		return fault.New(fault.ReadOnly, "", "bytes %d..%d of the disk are a ZERO extent", e.Start+off, e.Start+off+int64(len(p)))
+	if err := e.WriteErr(); err != nil {
+		return err
 	}
 	if err := c.beginExtent(e); err != nil {
 		return err

@@ -20,6 +20,7 @@ const (
 	rootCID  = "ffffffff"
 	flat     = "FLAT"
 	sparse   = "SPARSE"
+	cowd     = "VMFSSPARSE"
 	vmfs     = "VMFS"
 	embedded = "monolithicSparse"
 )
@@ -84,7 +85,7 @@ func (l *linter) text() (string, bool) {
 
 var (
 	headerLine = regexp.MustCompile(`^([A-Za-z]+)=(?:"([^"]*)"|([0-9a-f]+))$`)
-	extentLine = regexp.MustCompile(`^(RW|RDONLY|NOACCESS) ([1-9][0-9]*) (FLAT|SPARSE|VMFS|ZERO)(?: "([^"/\\]+)"(?: ([0-9]+))?)?$`)
+	extentLine = regexp.MustCompile(`^(RW|RDONLY|NOACCESS) ([1-9][0-9]*) (FLAT|SPARSE|VMFSSPARSE|VMFS|ZERO)(?: "([^"/\\]+)"(?: ([0-9]+))?)?$`)
 	ddbLine    = regexp.MustCompile(`^(ddb\.[A-Za-z0-9_.]+) = "([^"]*)"$`)
 	cid        = regexp.MustCompile(`^[0-9a-f]{8}$`)
 	uuid       = regexp.MustCompile(`^60 00 C2 9[0-9a-f]( [0-9a-f]{2}){4}-[0-9a-f]{2}( [0-9a-f]{2}){7}$`)
@@ -183,6 +184,7 @@ var kinds = map[string]struct {
 	most int
 }{
 	"monolithicSparse": {sparse, 1}, "monolithicFlat": {flat, 1}, "twoGbMaxExtentSparse": {sparse, 0}, "twoGbMaxExtentFlat": {flat, 0}, "vmfs": {vmfs, 1},
+	"vmfsSparse": {cowd, 1},
 }
 
 func (l *linter) extents(createType string, all []extent, inside bool) {
@@ -217,6 +219,8 @@ func (l *linter) extents(createType string, all []extent, inside bool) {
 		}
 		if e.kind == sparse {
 			l.sparse(f, e)
+		} else if e.kind == cowd {
+			l.cowd(f, e)
 		} else if st, err := f.Stat(); err != nil || st.Size() != (e.offset+e.sectors)*sector {
 			l.add("extent %d: %d sectors from %d in a file of %d bytes (%v)", i, e.sectors, e.offset, st.Size(), err)
 		}
