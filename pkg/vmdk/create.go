@@ -39,12 +39,13 @@ type Parent struct {
 	Hint          string // the parent's file name as the child finds it
 	CID           CID
 	LongContentID string
+	Type          Type // "": not known
 }
 
 // AsParent is what a child of this link records.
 func (l *Link) AsParent() *Parent {
 	d := l.desc.Load()
-	return &Parent{Hint: l.Name, CID: d.CID(), LongContentID: d.LongContentID()}
+	return &Parent{Hint: l.Name, CID: d.CID(), LongContentID: d.LongContentID(), Type: d.Type()}
 }
 
 // Info describes a link.
@@ -144,6 +145,8 @@ func (p *CreateParams) complete() error {
 		return fault.New(fault.OutOfRange, "use larger extents", "%d bytes in extents of %d are more than %d extents", p.Capacity, p.ExtentSize, maxExtents)
 	case p.Parent != nil && !p.Type.Sparse():
 		return fault.New(fault.Invalid, "use a sparse type", "a child cannot be %s", p.Type)
+	case p.Parent != nil && p.Type == VMFSSparse && p.Parent.Type == SESparseType:
+		return fault.New(fault.Invalid, "use type twoGbMaxExtentSparse", "ESXi does not mix vmfsSparse and seSparse links in a chain")
 	case p.Parent != nil && (p.Parent.CID == NoParent || p.Parent.Hint == ""):
 		return fault.New(fault.Invalid, "", "a child needs the content ID and the name of its parent")
 	}

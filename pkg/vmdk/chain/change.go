@@ -10,7 +10,9 @@ import (
 type SnapshotParams struct {
 	// Child is the descriptor's name of the new head, such as disk-000001.vmdk.
 	Child string
-	// ExtentSize is the most guest bytes per extent of the child; 0: vmdk's default.
+	// Type is the child's: any sparse one; default twoGbMaxExtentSparse.
+	Type vmdk.Type
+	// ExtentSize is the most guest bytes per extent of a split child; 0: vmdk's default.
 	ExtentSize int64
 	// Before, if set, is called when everything that can be made ahead is durable, right before the gate closes.
 	Before func() error

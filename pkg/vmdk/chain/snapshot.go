@@ -62,8 +62,11 @@ func (c *Chain) makeChild(ctx context.Context, p SnapshotParams) (*vmdk.Link, er
 		return nil, err
 	}
 	c.leave()
+	if p.Type == "" {
+		p.Type = vmdk.TwoGbMaxExtentSparse
+	}
 	adapter, _ := c.head.Descriptor().Get("ddb.adapterType")
-	info, err := vmdk.Create(ctx, c.dir, p.Child, vmdk.CreateParams{Capacity: c.Size(), Type: vmdk.TwoGbMaxExtentSparse,
+	info, err := vmdk.Create(ctx, c.dir, p.Child, vmdk.CreateParams{Capacity: c.Size(), Type: p.Type,
 		ExtentSize: p.ExtentSize, AdapterType: adapter, Parent: c.head.AsParent(), Resume: true})
 	if err != nil {
 		return nil, err
@@ -93,7 +96,7 @@ func (c *Chain) freeName(name string) error {
 			return fault.New(fault.Invalid, "choose another name", "%s is a link of the disk", name)
 		}
 		for _, e := range l.Extents() {
-			if e.Name == name || strings.HasPrefix(e.Name, stem+"-s") {
+			if e.Name == name || strings.HasPrefix(e.Name, stem+"-s") || e.Name == stem+"-delta.vmdk" {
 				return fault.New(fault.Invalid, "choose another name", "the extent %s of %s could be an extent of %s", e.Name, l.Name, name)
 			}
 		}
