@@ -40,7 +40,7 @@ func (r *repairer) cowd(x *ExtentLine, start int64) error {
 	if err != nil {
 		return r.skip(err)
 	}
-	e.next = max(m.free, m.used.top, ceilDiv(info.Size, SectorSize))
+	e.next = max(m.used.top, ceilDiv(info.Size, SectorSize)) // not by what the header says, which may be anything
 	if err := e.entries(shared); err != nil {
 		return err
 	}
