@@ -23,9 +23,6 @@ func Check(ctx context.Context, d fsx.Dir, name string) (Report, error) {
 	return c.r, fault.Wrap(err, "check %s", name)
 }
 
-// checkable are the types whose structure is examined, whether or not this package can open them.
-var checkable = map[Type]bool{"vmfsSparse": true, "streamOptimized": true, "seSparse": true}
-
 type checker struct {
 	ctx  context.Context
 	d    fsx.Dir
@@ -80,9 +77,7 @@ func (c *checker) link() error {
 	l := &Link{Name: c.name, dir: c.d, embedded: embedded}
 	l.desc.Store(desc)
 	if err := l.checkOpenable(); err != nil {
-		if err := c.finding(err, NotOpenable, c.name); err != nil || !checkable[desc.Type()] {
-			return err
-		}
+		return c.finding(err, NotOpenable, c.name)
 	}
 	if idsDiffer(desc) {
 		long := desc.LongContentID()

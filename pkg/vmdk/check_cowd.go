@@ -7,12 +7,10 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 )
 
-// Layout of a COWD extent (docs/format.md): a header of four sectors, a directory, and behind it tables and grains in the order
-// in which they were needed. There is no second copy of anything.
+// Behind the directory of a COWD extent come tables and grains in the order in which they were needed. There is no second copy of
+// anything.
 const (
-	cowdTableEntries = 4096
-	cowdTableSectors = cowdTableEntries * 4 / SectorSize
-	cowdHeadSectors  = 4
+	cowdTableSectors = cowdEntries * 4 / SectorSize
 	cowdOffFree      = 28   // byte of freeSector
 	cowdOffUnclean   = 1648 // byte of uncleanShutdown
 )
@@ -35,7 +33,7 @@ type cowdMap struct {
 // decodeCOWD reads the numbers of a header; nil if it is none.
 func decodeCOWD(b []byte) *cowdMap {
 	le := binary.LittleEndian
-	if len(b) < cowdHeadSectors*SectorSize || le.Uint32(b) != magicCOWD {
+	if len(b) < cowdDirectory*SectorSize || le.Uint32(b) != magicCOWD {
 		return nil
 	}
 	return &cowdMap{version: le.Uint32(b[4:]), capacity: int64(le.Uint32(b[12:])), grain: int64(le.Uint32(b[16:])),
@@ -46,7 +44,7 @@ func decodeCOWD(b []byte) *cowdMap {
 func (m *cowdMap) grainOK() bool {
 	return m.grain >= 1 && m.grain <= maxGrainSectors && m.grain&(m.grain-1) == 0
 }
-func (m *cowdMap) coverage() int64 { return cowdTableEntries * m.grain }
+func (m *cowdMap) coverage() int64 { return cowdEntries * m.grain }
 func (m *cowdMap) numGTs() int64   { return ceilDiv(m.capacity, m.coverage()) }
 
 // cowd examines a COWD extent.
@@ -101,7 +99,7 @@ func (c *checker) cowd(f fsx.File, x ExtentLine, start, size int64) error {
 
 // readCOWD reads the header; nil if there is none.
 func readCOWD(f fsx.File, name string, start, size int64) (*cowdMap, error) {
-	b := make([]byte, cowdHeadSectors*SectorSize)
+	b := make([]byte, cowdDirectory*SectorSize)
 	if err := readFull(f, b, 0); err != nil {
 		return nil, err
 	}
@@ -123,7 +121,7 @@ func (m *cowdMap) readDirectory() (bool, error) {
 		return false, err
 	}
 	m.gd = decodeEntries(b)
-	m.meta = &metadata{length: cowdTableSectors, fixed: []span{{0, cowdHeadSectors}, {m.gdOff, m.gdOff + gdSectors(n)}}}
+	m.meta = &metadata{length: cowdTableSectors, fixed: []span{{0, cowdDirectory}, {m.gdOff, m.gdOff + gdSectors(n)}}}
 	return true, nil
 }
 
@@ -171,7 +169,7 @@ func (m *cowdMap) table(at uint32) ([]uint32, error) {
 	if at == 0 {
 		return nil, nil
 	}
-	b := make([]byte, cowdTableEntries*4)
+	b := make([]byte, cowdEntries*4)
 	err := readFull(m.file, b, int64(at)*SectorSize)
 	return decodeEntries(b), err
 }
@@ -208,7 +206,7 @@ func (c *checker) cowdTables(m *cowdMap) error {
 	for i, v := range was {
 		if code, ok := bad[i]; ok {
 			sev := map[Code]Severity{TableBeyondEnd: Fatal, MetadataOverlaps: Error}[code]
-			add(code, sev, int64(i)*cowdTableEntries, cowdTableEntries, "Restore the extent; vmdkctl repair gives the table up", "grain table %d is said to be at sector %d", i, v)
+			add(code, sev, int64(i)*cowdEntries, cowdEntries, "Restore the extent; vmdkctl repair gives the table up", "grain table %d is said to be at sector %d", i, v)
 		}
 	}
 	collided := map[uint32]bool{}
@@ -263,7 +261,7 @@ func (m *cowdMap) walk(c *checker, visit func(g int64, v uint32)) error {
 		}
 		for j, v := range gt {
 			if v != 0 {
-				visit(int64(i)*cowdTableEntries+int64(j), v)
+				visit(int64(i)*cowdEntries+int64(j), v)
 			}
 		}
 	}

@@ -19,6 +19,7 @@ type image struct {
 	files    map[string][]byte
 	child    bool
 	embedded bool
+	step     int64                             // bytes of a cell; 0: a grain
 	reader   func(im *image, d fsx.Dir) []cell // nil: by Open
 	content  []cell
 }
@@ -171,6 +172,12 @@ func (im *image) read(d fsx.Dir) []cell {
 	if im.reader != nil {
 		return im.reader(im, d)
 	}
+	return im.open(d)
+}
+
+// open reads a disk by Open.
+func (im *image) open(d fsx.Dir) []cell {
+	im.t.Helper()
 	l, err := Open(d, imageName, Options{})
 	if err != nil {
 		return nil
@@ -183,6 +190,9 @@ func (im *image) read(d fsx.Dir) []cell {
 		if step == 0 {
 			step = 64 << 10
 		}
+		if im.step != 0 {
+			step = im.step
+		}
 		for off := int64(0); off < e.Len; off += step {
 			n := min(step, e.Len-off)
 			c := cell{off: e.Start + off, n: n}
@@ -190,7 +200,7 @@ func (im *image) read(d fsx.Dir) []cell {
 			r, err := e.Run(off, n)
 			switch {
 			case err == nil && r.State == Allocated:
-				err = e.ReadFile(b, r.Offset)
+				err = e.ReadRun(b, off, r)
 			case err == nil && r.State == Unallocated && im.child:
 				c.hash = 1
 			}

@@ -145,7 +145,7 @@ var seMutations = []struct {
 func TestSESparseMutations(t *testing.T) {
 	healthy := seImage(t)
 	rep, err := Check(context.Background(), healthy.dir(), imageName)
-	if err != nil || len(foreign(rep.Problems)) > 0 || rep.Allocated != 6*seGrainSectors*SectorSize {
+	if err != nil || len(rep.Problems) > 0 || rep.Allocated != 6*seGrainSectors*SectorSize {
 		t.Fatalf("healthy, but %v %v, %d allocated", rep.Problems, err, rep.Allocated)
 	}
 	for _, m := range seMutations {
@@ -157,7 +157,7 @@ func TestSESparseMutations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if m.code == JournalPending && len(foreign(rep.Problems)) != 1 {
+			if m.code == JournalPending && len(rep.Problems) != 1 {
 				t.Errorf("with the journal applied it is healthy, but %v", rep.Problems)
 			}
 			im.mutated(t, m.mutation, nil, seGrainSectors*SectorSize)

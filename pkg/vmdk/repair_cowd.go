@@ -101,12 +101,12 @@ func (r *repairer) cowdHeader(f fsx.File, x *ExtentLine, start, size int64) (*co
 	ok, err := m.readDirectory()
 	if err == nil && !ok && r.asked(DirectoryBeyondEnd) {
 		to := *m
-		if to.gdOff, to.used = cowdHeadSectors, newPlaceSet(); !to.coherent() {
+		if to.gdOff, to.used = cowdDirectory, newPlaceSet(); !to.coherent() {
 			return nil, nil
 		}
 		r.did(DirectoryBeyondEnd, x.Name, 1, "the directory is found where the format puts it")
-		m.gdOff = cowdHeadSectors
-		if err := errors.Join(m.put(20, cowdHeadSectors), f.Datasync()); err != nil {
+		m.gdOff = cowdDirectory
+		if err := errors.Join(m.put(20, cowdDirectory), f.Datasync()); err != nil {
 			return nil, err
 		}
 		ok, err = m.readDirectory()
@@ -128,7 +128,7 @@ func (m *cowdMap) coherent() bool {
 			return false
 		}
 		for j, v := range gt {
-			if v != 0 && (m.wrong(int64(i)*cowdTableEntries+int64(j), v) != "" || !m.used.add(int64(v), m.grain)) {
+			if v != 0 && (m.wrong(int64(i)*cowdEntries+int64(j), v) != "" || !m.used.add(int64(v), m.grain)) {
 				return false
 			}
 		}
@@ -141,8 +141,8 @@ func (m *cowdMap) coherent() bool {
 func (r *repairer) rebuildCOWD(f fsx.File, x *ExtentLine, start, size int64, code Code) (*cowdMap, error) {
 	var found []*cowdMap
 	for grain := int64(1); grain <= maxGrainSectors; grain *= 2 {
-		m := &cowdMap{name: x.Name, file: f, start: start, size: size, version: 1, capacity: x.Sectors, grain: grain, gdOff: cowdHeadSectors, used: newPlaceSet()}
-		if m.coherent() && m.used.top*SectorSize <= roundUp(size, SectorSize) && m.used.dense(cowdHeadSectors) {
+		m := &cowdMap{name: x.Name, file: f, start: start, size: size, version: 1, capacity: x.Sectors, grain: grain, gdOff: cowdDirectory, used: newPlaceSet()}
+		if m.coherent() && m.used.top*SectorSize <= roundUp(size, SectorSize) && m.used.dense(cowdDirectory) {
 			found = append(found, m)
 		}
 	}
@@ -150,7 +150,7 @@ func (r *repairer) rebuildCOWD(f fsx.File, x *ExtentLine, start, size int64, cod
 		return nil, nil
 	}
 	m := found[0]
-	b := make([]byte, cowdHeadSectors*SectorSize)
+	b := make([]byte, cowdDirectory*SectorSize)
 	le := binary.LittleEndian
 	for _, v := range []struct {
 		at int
@@ -182,7 +182,7 @@ func (e *cowdRepair) tables() error {
 		if !ok || !r.asked(code) || !r.p.Loss {
 			continue
 		}
-		off, n := m.guest(int64(i)*cowdTableEntries, cowdTableEntries)
+		off, n := m.guest(int64(i)*cowdEntries, cowdEntries)
 		r.lost(code, m.name, off, n, "grain table %d is lost; the parent's content appears, or zeros", i)
 		r.did(code, m.name, 1, "the directory entry is cleared")
 		r.res.Content = true
@@ -232,7 +232,7 @@ func (e *cowdRepair) entries(shared map[int64]bool) error {
 			if v == 0 {
 				continue
 			}
-			w, ok, err := e.decide(int64(i)*cowdTableEntries+int64(j), v, shared)
+			w, ok, err := e.decide(int64(i)*cowdEntries+int64(j), v, shared)
 			if err != nil {
 				return err
 			}

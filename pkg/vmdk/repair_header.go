@@ -74,7 +74,7 @@ func (r *repairer) plausible(name string, h *header, but ...Code) bool {
 	}
 	rep, err := Check(r.ctx, o, r.name)
 	return err == nil && len(rep.Problems) < 100 && !slices.ContainsFunc(rep.Problems, func(p Problem) bool {
-		return p.Severity == Fatal && p.File == name && !slices.Contains(but, p.Code) && p.Code != DirectoryBeyondEnd && p.Code != TableBeyondEnd && p.Code != NotOpenable
+		return p.Severity == Fatal && p.File == name && !slices.Contains(but, p.Code) && p.Code != DirectoryBeyondEnd && p.Code != TableBeyondEnd
 	})
 }
 
