@@ -70,6 +70,7 @@ interrupted run, or one that finds no space, leaves nothing. The source is locke
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			v.from, v.to = args[0], args[1]
+			v.typed(c.Flags().Changed("format"))
 			return a.convert(c.Context(), v)
 		},
 	}
@@ -82,6 +83,19 @@ interrupted run, or one that finds no space, leaves nothing. The source is locke
 	must(c.RegisterFlagCompletionFunc("to", fixed(append([]string{rawImage, vmdkImage}, convertTypes...)...)))
 	must(c.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions))
 	return c
+}
+
+// Typed resolves types, also where --to has one.
+func (v *conversion) typed(formatGiven bool) {
+	if v.toFmt != "" && v.toFmt != rawImage && v.toFmt != vmdkImage {
+		as := v.shape
+		as.diskType = v.toFmt
+		if as.resolve(formatGiven); slices.Contains(convertTypes, as.diskType) {
+			v.shape, v.toFmt = as, vmdkImage
+			return
+		}
+	}
+	v.shape.resolve(formatGiven)
 }
 
 // ConvertTypes are the types that convert makes.
@@ -104,9 +118,6 @@ func imageFormat(asked, path string, volume bool) (string, error) {
 func (a *app) convert(ctx context.Context, v conversion) (err error) {
 	if v.fromFmt, err = imageFormat(v.fromFmt, v.from, a.datastore != "" || v.from == pipe); err != nil {
 		return err
-	}
-	if slices.Contains(convertTypes, v.toFmt) {
-		v.shape.diskType, v.toFmt = v.toFmt, vmdkImage
 	}
 	if v.toFmt, err = imageFormat(v.toFmt, v.to, false); err != nil {
 		return err

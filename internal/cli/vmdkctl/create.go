@@ -25,7 +25,8 @@ const capacityUnit = 1 << 20
 const defaultAdapter = "lsilogic"
 
 var (
-	diskTypes   = []string{string(vmdk.MonolithicFlat), string(vmdk.TwoGbMaxExtentSparse), string(vmdk.MonolithicSparse), string(vmdk.TwoGbMaxExtentFlat)}
+	diskTypes = []string{string(vmdk.MonolithicFlat), string(vmdk.TwoGbMaxExtentSparse), string(vmdk.MonolithicSparse), string(vmdk.TwoGbMaxExtentFlat),
+		string(vmdk.VMFS), string(vmdk.VMFSSparse)}
 	diskFormats = []string{string(vmdk.Thin), string(vmdk.ZeroedThick), string(vmdk.EagerZeroedThick)}
 )
 
@@ -33,7 +34,7 @@ var (
 type shape struct{ diskType, format, adapter string }
 
 func (s *shape) flags(c *cobra.Command) {
-	c.Flags().StringVar(&s.diskType, "type", string(vmdk.MonolithicFlat), "createType: "+list(diskTypes))
+	c.Flags().StringVar(&s.diskType, "type", string(vmdk.MonolithicFlat), "createType: "+list(diskTypes)+"; or a number of vmware-vdiskmanager, 0 to 6")
 	c.Flags().StringVar(&s.format, "format", string(vmdk.Thin), "how a flat disk takes its space: "+list(diskFormats))
 	c.Flags().StringVar(&s.adapter, "adapter", defaultAdapter, "adapter that the descriptor names: lsilogic, buslogic, ide or pvscsi")
 	must(c.RegisterFlagCompletionFunc("type", fixed(diskTypes...)))
@@ -85,6 +86,7 @@ same options, the volume that is there is the answer. DIR must exist; it becomes
 				return cli.Usage{Err: err}
 			}
 			bytes = roundUp(bytes)
+			s.resolve(c.Flags().Changed("format"))
 			if err := s.check(diskTypes, bytes, capacityUnit); err != nil {
 				return err
 			}

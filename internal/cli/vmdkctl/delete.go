@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
 // Deleted is delete's answer.
@@ -24,10 +26,13 @@ func (a *app) deleteCommand() *cobra.Command {
 	var dryRun bool
 	c := &cobra.Command{
 		Use:   "delete DISK",
-		Short: "Delete a volume of a datastore",
+		Short: "Delete a disk",
 		Long: `Delete a volume of a datastore with its files. Refuses while it is attached. The links that snapshots of it need stay, and
-so does its name, until these are deleted. Disks restored from it or cloned stay whole. Plain files are removed with rm.`,
-		Example:           "  vmdkctl delete --datastore /srv/disks database",
+so does its name, until these are deleted. Disks restored from it or cloned stay whole.
+
+Of a disk that is plain files the link that DISK names goes, descriptor and extents; its parents stay. Refuses while it is in use, and
+while a disk in the directory has it as its parent.`,
+		Example:           "  vmdkctl delete --datastore /srv/disks database\n  vmdkctl delete disk.vmdk",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -39,6 +44,18 @@ so does its name, until these are deleted. Disks restored from it or cloned stay
 }
 
 func (a *app) delete(ctx context.Context, arg string, dryRun bool) error {
+	f, err := a.find(arg)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if f.Volume == nil {
+		files, err := vmdk.Delete(f.Dir, f.Head(), dryRun)
+		if err != nil {
+			return err
+		}
+		return a.edited(edited{Disk: arg, Done: "deleted: " + strings.Join(files, ", "), Files: files, DryRun: dryRun})
+	}
 	v, err := a.openDisk(arg, "Remove the files with rm.")
 	if err != nil {
 		return err

@@ -3,9 +3,12 @@ package vmdkctl
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
@@ -13,13 +16,26 @@ import (
 
 // DocsCommand writes docs/vmdkctl.md; a test keeps that file current.
 func (a *app) docsCommand(root *cobra.Command) *cobra.Command {
-	return &cobra.Command{
+	var man string
+	c := &cobra.Command{
 		Use:    "docs",
-		Short:  "Write the manual of this program in Markdown",
+		Short:  "Write the manual of this program in Markdown, or as man pages",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return writeDocs(a.out, root) },
+		RunE: func(*cobra.Command, []string) error {
+			if man == "" {
+				return writeDocs(a.out, root)
+			}
+			if err := os.MkdirAll(man, 0o755); err != nil {
+				return err
+			}
+			root.DisableAutoGenTag = true // a page is the same whenever it is made
+			return doc.GenManTree(root, &doc.GenManHeader{Title: "VMDKCTL", Section: "1", Source: "vmdk-csi", Manual: "vmdkctl", Date: &time.Time{}}, man)
+		},
 	}
+	c.Flags().StringVar(&man, "man", "", "directory for man pages, such as /usr/local/share/man/man1")
+	must(c.MarkFlagDirname("man"))
+	return c
 }
 
 func writeDocs(w io.Writer, root *cobra.Command) error {
@@ -41,7 +57,8 @@ func writeDocs(w io.Writer, root *cobra.Command) error {
 			fmt.Fprintf(&b, "\nExamples:\n\n```\n%s\n```\n", unindent(c.Example))
 		}
 	}
-	b.WriteString("\n## Shell completion\n\n`source <(vmdkctl completion bash)`; also for zsh, fish and powershell.\n")
+	b.WriteString("\n## Shell completion and man pages\n\n`source <(vmdkctl completion bash)`; also for zsh, fish and powershell.\n" +
+		"`vmdkctl docs --man /usr/local/share/man/man1` writes a man page for each command.\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -40,8 +40,8 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmdkctl",
-		Short: "Make, inspect, check, convert, snapshot and attach VMDK disks",
-		Long: `Make, inspect, check, convert, snapshot and attach VMDK disks, without Kubernetes.
+		Short: "Make, inspect, check, repair, convert, change, snapshot and attach VMDK disks",
+		Long: `Make, inspect, check, repair, convert, change, snapshot and attach VMDK disks, without Kubernetes.
 
 A DISK is the path of a descriptor or of a single-file disk (.vmdk), or of a volume's directory on a datastore; with
 --datastore DIR it is the id or the name of a volume there. info, chain, map, check and diff look at a disk while it is
@@ -75,7 +75,9 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.repairCommand(), a.convertCommand(), a.diffCommand())
+	add("disk", a.createCommand(), a.infoCommand(), a.chainCommand(), a.mapCommand(), a.checkCommand(), a.repairCommand(), a.convertCommand(), a.diffCommand(),
+		a.readCommand(), a.writeCommand(), a.checksumCommand(), a.growCommand(), a.shrinkCommand(), a.defragmentCommand(), a.renameCommand(),
+		a.rebaseCommand(), a.fixCIDCommand())
 	add("snapshot", a.snapshotCommand(), a.snapshotsCommand(), a.restoreCommand(), a.cloneCommand(), a.consolidateCommand(),
 		a.flattenCommand(), a.deleteCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand())

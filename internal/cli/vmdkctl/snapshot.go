@@ -2,8 +2,10 @@ package vmdkctl
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
 // SnapshotInfo is a snapshot as it is answered.
@@ -30,10 +33,14 @@ a new one. It takes no space until the disk changes. A disk that is attached by 
 snapshot then has is what a power cut at that moment would leave, unless its file system was frozen (fsfreeze -f) or
 unmounted.
 
+Of a disk that is plain files NAME is the descriptor of a child, such as disk-000001.vmdk, which is made beside it: use the child from now
+on, and what DISK names stays as it is. Nobody may write DISK any more.
+
 A name stands for one snapshot on the datastore; asked for again for the same disk, the one that is there is the answer.
 
 With --delete the snapshot is forgotten. Disks restored from it stay whole; vmdkctl consolidate gives its space back.`,
-		Example: "  vmdkctl snapshot --datastore /srv/disks database monday\n  vmdkctl snapshot --datastore /srv/disks --delete monday",
+		Example: "  vmdkctl snapshot --datastore /srv/disks database monday\n  vmdkctl snapshot --datastore /srv/disks --delete monday\n" +
+			"  vmdkctl snapshot disk.vmdk disk-000001.vmdk",
 		Args: func(_ *cobra.Command, args []string) error {
 			if want := map[bool]int{false: 2, true: 1}[remove]; len(args) != want {
 				return fmt.Errorf("accepts %d arg(s), received %d", want, len(args))
@@ -59,6 +66,14 @@ With --delete the snapshot is forgotten. Disks restored from it stay whole; vmdk
 }
 
 func (a *app) snapshot(ctx context.Context, disk, name string, dryRun bool) error {
+	f, err := a.find(disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if f.Volume == nil {
+		return a.child(ctx, f, disk, name, dryRun)
+	}
 	v, err := a.openDisk(disk, "Make a volume of it: `vmdkctl create --datastore DIR` and copy the content, or use qemu-img create -b.")
 	if err != nil {
 		return err
@@ -94,6 +109,38 @@ func (a *app) snapshot(ctx context.Context, disk, name string, dryRun bool) erro
 			cli.FormatSize(s.Size), consistency(s.Consistency))
 		return err
 	})
+}
+
+// Child makes a child of a disk that is plain files.
+func (a *app) child(ctx context.Context, f *found, disk, name string, dryRun bool) (err error) {
+	if filepath.Dir(name) != "." && filepath.Clean(filepath.Dir(name)) != filepath.Clean(f.Path) {
+		return cli.Usage{Err: fault.New(fault.Invalid, "Give a name without a directory.", "a child lies beside its parent, %s does not", name)}
+	}
+	if len(f.Names) >= host.MaxLinks {
+		return fault.New(fault.Exhausted, "Make one link of it: vmdkctl flatten.", "%s has %d links already, as many as VMware opens", disk, len(f.Names))
+	}
+	l, err := vmdk.Open(f.Dir, f.Head(), vmdk.Options{Lock: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	if l.Unclean() {
+		return fault.New(fault.Precondition, "Attach and detach it, or vmdkctl repair --fix unclean-shutdown.", "%s was not closed cleanly", disk)
+	}
+	done := edited{Disk: disk, Done: "the parent of " + filepath.Base(name) + " now", Capacity: l.Size(), DryRun: dryRun}
+	if !dryRun {
+		adapter, _ := l.Descriptor().Get("ddb.adapterType")
+		info, err := vmdk.Create(ctx, f.Dir, filepath.Base(name), vmdk.CreateParams{Capacity: l.Size(), Type: vmdk.TwoGbMaxExtentSparse,
+			AdapterType: adapter, Parent: l.AsParent()})
+		if err != nil {
+			return err
+		}
+		done.Files = []string{info.Name}
+		for _, e := range info.Extents {
+			done.Files = append(done.Files, e.Name)
+		}
+	}
+	return a.edited(done)
 }
 
 // Elsewhere tells a person what can be done about a disk that another host has.
