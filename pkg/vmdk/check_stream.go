@@ -71,7 +71,48 @@ func (c *checker) stream(f fsx.File, h *header, x ExtentLine, start, size int64)
 	if err := c.streamTables(m); err != nil {
 		return err
 	}
+	if err := c.streamCopies(m); err != nil {
+		return err
+	}
 	return c.streamRecords(m)
+}
+
+// streamCopies compares the redundant tables, which qemu writes, with the tables.
+func (c *checker) streamCopies(m *streamMap) error {
+	return m.copies(func(i int64, gt, rgt []uint32, _ int64) error {
+		s := &sparse{name: m.name, h: m.h, grain: int64(m.h.grain), sectors: int64(m.h.capacity)}
+		(&tableChecker{c: c, s: s, start: m.start}).compare(i, gt, rgt)
+		return nil
+	})
+}
+
+// copies visits each table that has a redundant copy, and the byte of the file where the copy is.
+func (m *streamMap) copies(visit func(i int64, gt, rgt []uint32, at int64) error) error {
+	dir, limit := uint64(gdSectors(m.h.numGTs())), uint64(m.size/SectorSize)
+	if !m.h.redundant() || m.h.rgdOff == 0 || m.h.rgdOff > limit || dir > limit-m.h.rgdOff || m.gd == nil {
+		return nil
+	}
+	b := make([]byte, m.h.numGTs()*4)
+	if err := readFull(m.file, b, int64(m.h.rgdOff)*SectorSize); err != nil {
+		return err
+	}
+	for i, at := range decodeEntries(b) {
+		gt, ok, err := m.table(int64(i))
+		if err != nil {
+			return err
+		}
+		if at <= 1 || !ok || gt == nil || (int64(at)+m.h.gtSectors())*SectorSize > m.size {
+			continue
+		}
+		rgt := make([]byte, m.h.gtes*4)
+		if err := readFull(m.file, rgt, int64(at)*SectorSize); err != nil {
+			return err
+		}
+		if err := visit(int64(i), gt, decodeEntries(rgt), int64(at)*SectorSize); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // streamDefects are the reasons why nothing can be done with a compressed extent of this header; where its directory is comes

@@ -184,7 +184,7 @@ func (im *image) open(d fsx.Dir) []cell {
 	}
 	defer l.Close()
 	var out []cell
-	buffer := make([]byte, 64<<10)
+	buffer := make([]byte, maxGrainSectors*SectorSize)
 	for _, e := range l.Extents() {
 		step := e.GrainBytes()
 		if step == 0 {

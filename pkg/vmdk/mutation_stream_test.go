@@ -248,8 +248,8 @@ func TestStreamMutations(t *testing.T) {
 	}
 }
 
-// TestCheckQemuStream: what qemu compresses is healthy, and nothing in it is to be repaired.
-func TestCheckQemuStream(t *testing.T) {
+// TestQemuStreamMutations: qemu's compressed disks have redundant tables, and no end marker.
+func TestQemuStreamMutations(t *testing.T) {
 	path := t.TempDir()
 	raw := make([]byte, 5<<20+512)
 	for i := 1 << 20; i < 2<<20; i++ {
@@ -264,14 +264,25 @@ func TestCheckQemuStream(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	d, err := fsx.OpenRoot(path)
+	b, err := os.ReadFile(filepath.Join(path, imageName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
-	rep, err := Check(context.Background(), d, imageName)
-	if w := worstOf(rep.Problems); err != nil || w > Note || rep.Allocated == 0 {
-		t.Errorf("%v %v, %d allocated", rep.Problems, err, rep.Allocated)
+	healthy := &image{t: t, embedded: true, files: map[string][]byte{imageName: b}}
+	healthy.content = healthy.read(healthy.dir())
+	for _, m := range []mutation{
+		{1, "entry missing in the copy", TableCopiesDiffer, Error, 16, true, true, func(x *sparseAt) { x.put(x.rgte(16), u32(0)...) }},
+		{1, "entry missing in the table", TableCopiesDiffer, Error, 16, true, true, func(x *sparseAt) { x.put(x.gte(16), u32(0)...) }},
+		{24, "entry missing in both", StreamTablesDiffer, Error, 16, true, true, func(x *sparseAt) { x.both(16, 0) }},
+		{24, "entry of another in both", StreamGrainDamaged, Error, 16, true, true, func(x *sparseAt) { x.both(16, x.get(x.gte(17))) }},
+		{24, "no zlib", StreamGrainDamaged, Error, 16, true, false, func(x *sparseAt) { x.put(int64(x.get(x.gte(16)))*SectorSize+12, 0, 0) }},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			im := healthy.clone()
+			im.t = t
+			m.do(im.at(0))
+			im.mutated(t, m, healthy.content, 64<<10)
+		})
 	}
 }
 

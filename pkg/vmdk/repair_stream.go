@@ -12,10 +12,11 @@ import (
 // streamRepair plans the repair of a compressed extent. Every record says which grain it is, so that a walk through the file
 // rebuilds any table; records are never written.
 type streamRepair struct {
-	r    *repairer
-	m    *streamMap
-	head *header // sector 0
-	scan *streamScan
+	r       *repairer
+	m       *streamMap
+	head    *header // sector 0
+	scan    *streamScan
+	changed map[int64]bool // tables
 }
 
 // streamScan is what a walk through the file found.
@@ -30,11 +31,11 @@ type streamScan struct {
 
 // stream repairs a compressed extent: 1. tables, directory, sync, 2. footer or header.
 func (r *repairer) stream(f fsx.File, h *header, x *ExtentLine, start, size int64) error {
-	codes := []Code{StreamTablesDiffer, StreamGrainDamaged, StreamFooterDamaged, DirectoryBeyondEnd, TableBeyondEnd}
+	codes := []Code{TableCopiesDiffer, StreamTablesDiffer, StreamGrainDamaged, StreamFooterDamaged, DirectoryBeyondEnd, TableBeyondEnd}
 	if !slices.ContainsFunc(codes, r.asked) || h.flags&flagMarkers == 0 || len(streamDefects(h, size)) > 0 {
 		return nil
 	}
-	e := &streamRepair{r: r, m: newStreamMap(f, h, x.Name, start, size), head: h}
+	e := &streamRepair{r: r, changed: map[int64]bool{}, m: newStreamMap(f, h, x.Name, start, size), head: h}
 	foot, err := e.m.findFooter()
 	if err != nil {
 		return r.skip(err)
@@ -61,6 +62,9 @@ func (r *repairer) stream(f fsx.File, h *header, x *ExtentLine, start, size int6
 	}
 	if err := e.entries(); err != nil {
 		return err
+	}
+	if err := e.copies(); err != nil {
+		return r.skip(err)
 	}
 	if bad && r.asked(StreamFooterDamaged) {
 		return e.footerAt(e.m.footer, StreamFooterDamaged)
@@ -218,8 +222,23 @@ func (e *streamRepair) entry(g int64, v, w uint32, at int64) error {
 		r.did(code, m.name, 1, "the table names the record that was found")
 	}
 	r.res.Content = true
+	e.changed[g/int64(m.h.gtes)] = true
 	_, err := m.file.WriteAt(binary.LittleEndian.AppendUint32(nil, w), at)
 	return err
+}
+
+// copies makes the redundant tables equal to the tables, which name good records by now.
+func (e *streamRepair) copies() error {
+	return e.m.copies(func(i int64, gt, rgt []uint32, at int64) error {
+		if slices.Equal(gt, rgt) || !e.changed[i] && !e.r.asked(TableCopiesDiffer) {
+			return nil
+		}
+		if !e.changed[i] {
+			e.r.did(TableCopiesDiffer, e.m.name, 1, "the redundant table is made anew")
+		}
+		_, err := e.m.file.WriteAt(encodeEntries(gt), at)
+		return errors.Join(err, e.m.file.Datasync())
+	})
 }
 
 // newTable gives the directory the table that lies behind a marker, or puts one at the end of the file, and with it the footer.
