@@ -50,6 +50,14 @@ type Link struct {
 	Frozen bool `json:"frozen,omitempty"`
 }
 
+// Files are the names of the link's files, descriptor first. A descriptor that lies inside the only extent is one file with it.
+func (l Link) Files() []string {
+	if l.Type == "monolithicSparse" && len(l.Extents) == 1 && l.Extents[0] == l.Descriptor {
+		return l.Extents
+	}
+	return append([]string{l.Descriptor}, l.Extents...)
+}
+
 // Snapshot is a point in the disk's past: the content of the chain up to a link.
 type Snapshot struct {
 	ID          string    `json:"id"`
@@ -139,9 +147,8 @@ func sign(n int64) int {
 func (m Manifest) files() map[string]bool {
 	refs := map[string]bool{}
 	for _, l := range m.Links {
-		refs[l.Descriptor] = true
-		for _, e := range l.Extents {
-			refs[e] = true
+		for _, n := range l.Files() {
+			refs[n] = true
 		}
 	}
 	return refs
@@ -194,7 +201,7 @@ func (m Manifest) checkNames() error {
 		if len(l.Extents) == 0 {
 			return fmt.Errorf("link %d has no extents", i)
 		}
-		for _, n := range append([]string{l.Descriptor}, l.Extents...) {
+		for _, n := range l.Files() {
 			// Our own names all start so; a manifest can never make Collect spare or the engine open anything else.
 			if fsx.CheckName(n) != nil || !strings.HasPrefix(n, "disk") || len(n) > 255 {
 				return fmt.Errorf("link %d names the file %q", i, n)

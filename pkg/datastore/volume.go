@@ -293,7 +293,7 @@ func stale(names []string) []string {
 func (v *Volume) Drop(m Manifest, l Link) error {
 	keep := m.files()
 	var errs []error
-	for _, n := range append([]string{l.Descriptor}, l.Extents...) {
+	for _, n := range l.Files() {
 		if !keep[n] {
 			errs = append(errs, removeFile(v.dir, n))
 		}

@@ -53,11 +53,19 @@ var kubeMetadata = []string{kubePVCName, kubePVCNamespace, kubePVName}
 var allowed = map[string][]string{
 	ParamDatastore:  nil,
 	ParamDiskFormat: {string(host.Thin), string(host.ZeroedThick), string(host.EagerZeroedThick)},
-	ParamDiskType:   {string(host.MonolithicFlat), string(host.TwoGbMaxExtentSparse)},
+	ParamDiskType:   diskTypes(),
 	ParamTransport:  {"hotadd"},
 	ParamPartition:  {string(stage.PartitionNone), string(stage.PartitionGPT)},
 	ParamCloneMode:  {string(host.CloneLinked), string(host.CloneFull)},
 	paramFSType:     {"ext4", "xfs", "btrfs"},
+}
+
+func diskTypes() []string {
+	var out []string
+	for _, t := range host.DiskTypes() {
+		out = append(out, string(t))
+	}
+	return out
 }
 
 // parameters are a StorageClass's, checked, with the defaults filled in.
@@ -105,7 +113,7 @@ func parseParameters(in map[string]string) (parameters, error) {
 		return parameters{}, invalid("name a datastore, or leave the parameter out where there is only one",
 			"parameter %q is empty", ParamDatastore)
 	}
-	if p.diskType == host.TwoGbMaxExtentSparse && p.format != host.Thin {
+	if p.diskType.Sparse() && p.format != host.Thin {
 		return parameters{}, invalid("allowed with "+string(p.diskType)+": thin; a sparse disk takes space when it is written",
 			"parameter %q: value %q contradicts parameter %q: value %q", ParamDiskFormat, p.format, ParamDiskType, p.diskType)
 	}

@@ -53,7 +53,7 @@ func TestParameterRefusals(t *testing.T) {
 	}{
 		{map[string]string{"diskformat": "thin"}, []string{`"diskformat"`, `"thin"`, "cloneMode, csi.storage.k8s.io/fstype, datastore, diskFormat, diskType, partition, transport"}},
 		{map[string]string{"diskFormat": "Thin"}, []string{`"diskFormat"`, `"Thin"`, "thin, zeroedthick, eagerzeroedthick"}},
-		{map[string]string{"diskType": "vmfs"}, []string{`"diskType"`, `"vmfs"`, "monolithicFlat, twoGbMaxExtentSparse"}},
+		{map[string]string{"diskType": "streamOptimized"}, []string{`"diskType"`, `"streamOptimized"`, "monolithicFlat, twoGbMaxExtentSparse"}},
 		{map[string]string{"transport": "nbd"}, []string{`"transport"`, `"nbd"`, "hotadd"}},
 		{map[string]string{"partition": ""}, []string{`"partition"`, `""`, "none, gpt"}},
 		{map[string]string{"datastore": ""}, []string{`"datastore"`}},

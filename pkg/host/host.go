@@ -95,11 +95,33 @@ const (
 // DiskType is the createType of a disk's descriptor.
 type DiskType string
 
-// The types a new disk can have.
+// The types a new disk can have: all that are written in place.
 const (
-	MonolithicFlat       DiskType = "monolithicFlat"
-	TwoGbMaxExtentSparse DiskType = "twoGbMaxExtentSparse"
+	MonolithicFlat       DiskType = "monolithicFlat"       // one file of raw data
+	TwoGbMaxExtentSparse DiskType = "twoGbMaxExtentSparse" // grows with what is written
+	MonolithicSparse     DiskType = "monolithicSparse"     // the same in one file, with the descriptor inside
+	TwoGbMaxExtentFlat   DiskType = "twoGbMaxExtentFlat"   // files of raw data
+	VMFS                 DiskType = "vmfs"                 // ESXi's raw data
+	VMFSSparse           DiskType = "vmfsSparse"           // ESXi's COWD
 )
+
+// DiskTypes are all of them, the default first.
+func DiskTypes() []DiskType {
+	return []DiskType{MonolithicFlat, TwoGbMaxExtentSparse, MonolithicSparse, TwoGbMaxExtentFlat, VMFS, VMFSSparse}
+}
+
+// Sparse tells that a disk of the type is always thin.
+func (t DiskType) Sparse() bool {
+	return t == TwoGbMaxExtentSparse || t == MonolithicSparse || t == VMFSSparse
+}
+
+// MaxSize is the most bytes of a disk of the type: sparse types of one file hold what 32-bit entries reach.
+func (t DiskType) MaxSize() int64 {
+	if t == MonolithicSparse || t == VMFSSparse {
+		return MaxSingleSparse
+	}
+	return MaxCapacity
+}
 
 // MaxNameLength is the longest name of a disk, in bytes.
 const MaxNameLength = 1024
@@ -109,6 +131,8 @@ const (
 	MinCapacity  int64 = 1 << 20
 	MaxCapacity  int64 = 62 << 40 // VMFS flat limit (vSphere configuration maximums)
 	CapacityUnit int64 = 1 << 20
+	// MaxSingleSparse is the most that one sparse extent holds.
+	MaxSingleSparse int64 = 2040 << 30
 )
 
 // DiskSpec is what a disk is asked to be. Two requests with one Name must agree in everything.

@@ -25,15 +25,15 @@ func (s DiskSpec) Normalize() (DiskSpec, error) {
 	default:
 		return s, fault.New(fault.Invalid, "", "diskFormat %q is none of thin, zeroedthick, eagerzeroedthick", s.Format)
 	}
-	switch s.Type {
-	case MonolithicFlat:
-	case TwoGbMaxExtentSparse:
-		if s.Format != Thin {
-			return s, fault.New(fault.Invalid, "Use diskFormat thin, or diskType monolithicFlat.",
-				"diskType %s is always thin, diskFormat %s contradicts it", s.Type, s.Format)
-		}
-	default:
-		return s, fault.New(fault.Invalid, "", "diskType %q is none of monolithicFlat, twoGbMaxExtentSparse", s.Type)
+	switch {
+	case !slices.Contains(DiskTypes(), s.Type):
+		return s, fault.New(fault.Invalid, "", "diskType %q is none of %s", s.Type, DiskTypes())
+	case s.Type.Sparse() && s.Format != Thin:
+		return s, fault.New(fault.Invalid, "Use diskFormat thin, or diskType monolithicFlat.",
+			"diskType %s is always thin, diskFormat %s contradicts it", s.Type, s.Format)
+	case s.Size > s.Type.MaxSize() && s.Size <= MaxCapacity:
+		return s, fault.New(fault.OutOfRange, "Use diskType twoGbMaxExtentSparse.", "a disk of %d bytes: diskType %s holds at most %d",
+			s.Size, s.Type, s.Type.MaxSize())
 	}
 	if err := s.normalizeSource(); err != nil {
 		return s, err

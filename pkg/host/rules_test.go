@@ -36,7 +36,7 @@ func TestDiskSpec(t *testing.T) {
 		{spec(source("", disk)), "", ""},
 		{spec(func(s *host.DiskSpec) { s.Name = "" }), fault.Invalid, "1 to 1024 bytes"},
 		{spec(func(s *host.DiskSpec) { s.Format = "fat" }), fault.Invalid, `"fat"`},
-		{spec(func(s *host.DiskSpec) { s.Type = "vmfs" }), fault.Invalid, `"vmfs"`},
+		{spec(func(s *host.DiskSpec) { s.Type = "streamOptimized" }), fault.Invalid, `"streamOptimized"`},
 		{spec(func(s *host.DiskSpec) { s.Size = 0 }), fault.OutOfRange, "1 MiB"},
 		{spec(func(s *host.DiskSpec) { s.Size++ }), fault.Invalid, "multiples"},
 		{spec(func(s *host.DiskSpec) { s.CloneMode = "half" }), fault.Invalid, `"half"`},

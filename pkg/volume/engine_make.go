@@ -45,14 +45,22 @@ func (VMDK) Share(ctx context.Context, from fsx.Dir, links []datastore.Link, to 
 	for i, l := range links {
 		next := l
 		next.Descriptor, next.Extents, next.Frozen = n.rename(l.Descriptor), nil, false
+		embedded := vmdk.Type(l.Type).Embedded()
+		if embedded { // the shared file's descriptor stays the source's
+			next.Type = string(vmdk.TwoGbMaxExtentSparse)
+		}
 		for _, e := range l.Extents {
+			as := n.rename(e)
+			if embedded {
+				as = strings.TrimSuffix(as, ".vmdk") + "-s001.vmdk"
+			}
 			if err := ctx.Err(); err != nil {
 				return nil, fault.Wrap(err, "share %s", e)
 			}
-			if err := shareFile(ctx, from, e, to, n.rename(e)); err != nil {
+			if err := shareFile(ctx, from, e, to, as); err != nil {
 				return nil, fault.Wrap(full(err), "share %s", e)
 			}
-			next.Extents = append(next.Extents, n.rename(e))
+			next.Extents = append(next.Extents, as)
 		}
 		if err := copyDescriptor(from, l, to, next); err != nil {
 			return nil, fault.Wrap(full(err), "copy %s", l.Descriptor)
@@ -119,11 +127,8 @@ func copyFile(ctx context.Context, from fsx.Dir, name string, to fsx.Dir, as str
 	return dst.Datasync()
 }
 
-// copyDescriptor writes the descriptor of a link with other extent names.
+// copyDescriptor writes the descriptor of a link with other extent names. It stands alone, also where the link's does not.
 func copyDescriptor(from fsx.Dir, l datastore.Link, to fsx.Dir, as datastore.Link) (err error) {
-	if vmdk.Type(l.Type).Embedded() {
-		return fault.New(fault.Unsupported, "Convert the disk to twoGbMaxExtentSparse.", "the descriptor of %s lies inside its extent", l.Descriptor)
-	}
 	open, err := vmdk.Open(from, l.Descriptor, vmdk.Options{Type: vmdk.Type(l.Type), ExtentNames: l.Extents})
 	if err != nil {
 		return err
@@ -135,6 +140,11 @@ func copyDescriptor(from fsx.Dir, l datastore.Link, to fsx.Dir, as datastore.Lin
 	lines := desc.Extents()
 	for i := range lines {
 		lines[i].Name = as.Extents[i]
+	}
+	if as.Type != l.Type {
+		if err := desc.Set("createType", as.Type); err != nil {
+			return err
+		}
 	}
 	if err := desc.SetExtents(lines); err != nil {
 		return err

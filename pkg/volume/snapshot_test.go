@@ -14,7 +14,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
-var diskTypes = []host.DiskType{host.MonolithicFlat, host.TwoGbMaxExtentSparse}
+var diskTypes = host.DiskTypes()
 
 // A snapshot keeps what the disk was, attached or not; what is written afterwards goes elsewhere.
 func TestSnapshotKeepsThePast(t *testing.T) {

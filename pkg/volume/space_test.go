@@ -24,7 +24,7 @@ func TestFullDatastore(t *testing.T) {
 	kept := create(t, v, "kept")
 	before := p.files(t)
 	p.fill(t)
-	for _, typ := range []host.DiskType{host.MonolithicFlat, host.TwoGbMaxExtentSparse} {
+	for _, typ := range host.DiskTypes() {
 		s := spec("x")
 		s.Type = typ
 		_, err := v.Create(t.Context(), s)

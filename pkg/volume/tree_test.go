@@ -150,7 +150,7 @@ func (tr *tree) room(keep string) {
 
 func (tr *tree) create() {
 	tr.room("")
-	spec := host.DiskSpec{Name: tr.name("d"), Size: mib * int64(1+tr.rng.IntN(2)), Type: diskTypes[tr.rng.IntN(2)]}
+	spec := host.DiskSpec{Name: tr.name("d"), Size: mib * int64(1+tr.rng.IntN(2)), Type: diskTypes[tr.rng.IntN(len(diskTypes))]}
 	made, err := tr.w.v.Create(context.Background(), spec)
 	tr.note("create", "%s %s %d MiB: %v", made.ID, spec.Type, spec.Size/mib, err)
 	tr.must(err)
@@ -217,7 +217,7 @@ func (tr *tree) snapshot(id string, d *treeDisk) {
 func (tr *tree) grown(data []byte) int64 { return int64(len(data)) + mib*int64(tr.rng.IntN(2)) }
 
 func (tr *tree) from(what string, src host.Source, data []byte, server volume.Server) {
-	spec := host.DiskSpec{Name: tr.name("r"), Size: tr.grown(data), Type: diskTypes[tr.rng.IntN(2)], Source: &src}
+	spec := host.DiskSpec{Name: tr.name("r"), Size: tr.grown(data), Type: diskTypes[tr.rng.IntN(len(diskTypes))], Source: &src}
 	if tr.rng.IntN(4) == 0 {
 		spec.CloneMode = host.CloneFull
 	}

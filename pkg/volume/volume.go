@@ -265,7 +265,7 @@ func vmwareProblem(m datastore.Manifest) string {
 
 // allocated is what a link's files use; a file that is missing counts nothing here and fails the next open.
 func allocated(d fsx.Dir, l datastore.Link) (n int64) {
-	for _, name := range append([]string{l.Descriptor}, l.Extents...) {
+	for _, name := range l.Files() {
 		if info, err := d.Stat(name); err == nil {
 			n += info.Allocated
 		}

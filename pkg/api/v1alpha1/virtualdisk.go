@@ -70,7 +70,7 @@ type VirtualDiskSpec struct {
 	DiskFormat string `json:"diskFormat"`
 	// DiskType is the createType of the base link's descriptor.
 	//
-	// +kubebuilder:validation:Enum=monolithicFlat;twoGbMaxExtentSparse
+	// +kubebuilder:validation:Enum=monolithicFlat;twoGbMaxExtentSparse;monolithicSparse;twoGbMaxExtentFlat;vmfs;vmfsSparse
 	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="diskType is part of the disk's identity"
 	DiskType string `json:"diskType"`
 	// Source is what the disk's first content comes from; none means zeros.

@@ -90,7 +90,7 @@ func wantKind(t *testing.T, err error, want fault.Kind, what string) {
 }
 
 func createIsIdempotent(t *testing.T, s Subject) {
-	for _, typ := range []host.DiskType{host.MonolithicFlat, host.TwoGbMaxExtentSparse} {
+	for _, typ := range host.DiskTypes() {
 		spec := s.spec("disk " + string(typ))
 		spec.Type = typ
 		d, err := s.Host.Create(t.Context(), spec)
@@ -148,7 +148,8 @@ func createRefuses(t *testing.T, s Subject) {
 		{"a size too large", func(d *host.DiskSpec) { d.Size = host.MaxCapacity + mib }, fault.OutOfRange},
 		{"half a MiB more", func(d *host.DiskSpec) { d.Size += mib / 2 }, fault.Invalid},
 		{"a format", func(d *host.DiskSpec) { d.Format = "chubby" }, fault.Invalid},
-		{"a type", func(d *host.DiskSpec) { d.Type = "vmfs" }, fault.Invalid},
+		{"a type", func(d *host.DiskSpec) { d.Type = "streamOptimized" }, fault.Invalid},
+		{"a size too large for one sparse file", func(d *host.DiskSpec) { d.Type, d.Size = host.VMFSSparse, host.MaxSingleSparse+mib }, fault.OutOfRange},
 		{"sparse and thick", func(d *host.DiskSpec) { d.Type, d.Format = host.TwoGbMaxExtentSparse, host.ZeroedThick }, fault.Invalid},
 		{"a datastore", func(d *host.DiskSpec) { d.Datastore = "nowhere" }, fault.NotFound},
 		{"a datastore like a path", func(d *host.DiskSpec) { d.Datastore = "../.." }, fault.NotFound},
@@ -265,7 +266,7 @@ func getAndList(t *testing.T, s Subject) {
 }
 
 func expand(t *testing.T, s Subject) {
-	for _, typ := range []host.DiskType{host.MonolithicFlat, host.TwoGbMaxExtentSparse} {
+	for _, typ := range host.DiskTypes() {
 		spec := s.spec(string(typ))
 		spec.Type = typ
 		d, err := s.Host.Create(t.Context(), spec)
