@@ -108,6 +108,9 @@ func readStreamCells(im *image, d fsx.Dir) []cell {
 	b := slurp(im.t, d, imageName)
 	le := binary.LittleEndian
 	gd := le.Uint64(b[56:])
+	if gd == 0 {
+		return nil
+	}
 	if gd == gdAtEnd {
 		foot := bytes.TrimRight(b, "\x00")
 		foot = b[:min(int64(len(b)), roundUp(int64(len(foot)), SectorSize))]
@@ -199,6 +202,7 @@ var streamMutations = []struct {
 	{mutation{9, "text transfer", TextTransfer, Fatal, -1, true, true, nil}, func(x *streamAt) { x.put(73, '\n', ' ', '\n', '\n') }},
 	{mutation{10, "unknown flag", UnknownFlags, Fatal, -1, false, false, nil}, func(x *streamAt) { x.put(10, 0x13) }},
 	{mutation{11, "grain size", BadGrainSize, Fatal, -1, false, false, nil}, func(x *streamAt) { x.put(20, u64(100)...) }},
+	{mutation{27, "no header", ExtentDamaged, Fatal, -1, true, true, nil}, func(x *streamAt) { x.put(0, make([]byte, SectorSize)...) }},
 	{mutation{15, "capacity", BadCapacity, Fatal, -1, false, false, nil}, func(x *streamAt) { x.put(12, u64(1<<40)...) }},
 }
 
@@ -275,6 +279,7 @@ func TestQemuStreamMutations(t *testing.T) {
 		{1, "entry missing in the table", TableCopiesDiffer, Error, 16, true, true, func(x *sparseAt) { x.put(x.gte(16), u32(0)...) }},
 		{24, "entry missing in both", StreamTablesDiffer, Error, 16, true, true, func(x *sparseAt) { x.both(16, 0) }},
 		{24, "entry of another in both", StreamGrainDamaged, Error, 16, true, true, func(x *sparseAt) { x.both(16, x.get(x.gte(17))) }},
+		{27, "no header", ExtentDamaged, Fatal, -1, true, true, func(x *sparseAt) { x.put(0, make([]byte, SectorSize)...) }},
 		{24, "no zlib", StreamGrainDamaged, Error, 16, true, false, func(x *sparseAt) { x.put(int64(x.get(x.gte(16)))*SectorSize+12, 0, 0) }},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -20,6 +20,27 @@ var crashed = []string{"entry missing in the table", "shared", "inside the metad
 	"copy of a table missing", "header ahead of the line", "zeros without the flag, in both", "no header", "unclean", "long content ID"}
 
 func eachCrashed(t *testing.T, do func(t *testing.T, im *image)) {
+	for _, k := range []struct {
+		name    string
+		healthy *image
+		harms   []harm
+		these   []string
+	}{
+		{"COWD", cowdImage(t, 1, true), cowdHarms(1), []string{"shared", "inside the metadata", "free sector too low", "table beyond the end", "no header"}},
+		{"stream", streamImage(t, false), streamHarms(false), []string{"entry missing", "table missing", "directory beyond the end"}},
+		{"footer", streamImage(t, true), streamHarms(true), []string{"table missing", "no footer", "cut in the directory", "cut in the last record"}},
+	} {
+		for _, h := range k.harms {
+			if slices.Contains(k.these, h.name) {
+				t.Run(k.name+"/"+h.name, func(t *testing.T) {
+					im := k.healthy.clone()
+					im.t = t
+					h.on(im)
+					do(t, im)
+				})
+			}
+		}
+	}
 	for _, f := range formats {
 		if f.p.GrainSectors == 0 && f.name != "one table" {
 			continue

@@ -90,7 +90,13 @@ func (r *repairer) rebuildHeader(f fsx.File, lines []ExtentLine, i int, size int
 			}
 		}
 	}
-	h := r.guessHeader(f, lines[i].Sectors, size, old, sibling)
+	var h *header
+	switch {
+	case r.desc.Type() != StreamOptimized:
+		h = r.guessHeader(f, lines[i].Sectors, size, old, sibling)
+	case old == nil: // a record would be taken for a grain
+		h = guessStream(f, lines[i], size)
+	}
 	if h == nil {
 		return nil
 	}

@@ -241,6 +241,17 @@ func (e *streamRepair) copies() error {
 	})
 }
 
+// namesAll tells that the directory's tables name every record that was found.
+func (e *streamRepair) namesAll() bool {
+	for i, found := range e.scan.tables {
+		gt, ok, err := e.m.table(i)
+		if err != nil || !ok || !slices.Equal(gt, found) {
+			return false
+		}
+	}
+	return true
+}
+
 // newTable gives the directory the table that lies behind a marker, or puts one at the end of the file, and with it the footer.
 func (e *streamRepair) newTable(i int64, gt []uint32, code Code) error {
 	m := e.m
@@ -290,7 +301,7 @@ func (e *streamRepair) appendTables() error {
 		own := *m.h
 		own.gdOff = uint64(e.scan.dir)
 		m.h = &own
-		if ok, err := m.readDirectory(); err == nil && ok {
+		if ok, err := m.readDirectory(); err == nil && ok && e.namesAll() {
 			return e.footerAt(e.scan.dir+gdSectors(m.h.numGTs()), code)
 		}
 	}
@@ -358,4 +369,57 @@ func (e *streamRepair) footerAt(at int64, code Code) error {
 	e.r.did(code, m.name, 1, "the footer is written anew")
 	_, err := m.file.WriteAt(b, at*SectorSize)
 	return errors.Join(err, m.file.Datasync())
+}
+
+// guessStream is the header of a compressed extent that lost it: the footer's if there is one, else that with which every entry
+// names a good record. What is ambiguous or empty is left alone.
+func guessStream(f fsx.File, x ExtentLine, size int64) *header {
+	base := header{version: 3, flags: flagNewLine | flagCompressed | flagMarkers, compression: 1, gtes: 512, lineEnds: goodLineEnds,
+		capacity: uint64(x.Sectors), grain: DefaultGrainSectors}
+	m := newStreamMap(f, &base, x.Name, 0, size)
+	if foot, err := m.findFooter(); err == nil && foot != nil && foot.capacity == uint64(x.Sectors) && len(streamDefects(foot, size)) == 0 {
+		h := *foot
+		h.gdOff = gdAtEnd
+		return &h
+	}
+	for _, grain := range []uint64{DefaultGrainSectors, 8, 16, 32, 64, 256, 512, 1024, 2048} {
+		for desc := int64(embeddedDescSectors); desc > 0; desc-- {
+			for _, redundant := range []uint32{0, flagRedundant} {
+				h := base
+				h.grain, h.flags = grain, base.flags|redundant
+				h.place(desc)
+				if m := newStreamMap(f, &h, x.Name, 0, size); len(streamDefects(&h, size)) == 0 && m.namesRecords() {
+					return &h
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// namesRecords tells that the directory is where the layout has it, and that its tables name good records and nothing else.
+func (m *streamMap) namesRecords() bool {
+	if ok, err := m.readDirectory(); err != nil || !ok {
+		return false
+	}
+	records := 0
+	for i, want := range decodeEntries(m.h.directory(m.h.gdOff))[:len(m.gd)] {
+		if m.gd[i] != 0 && m.gd[i] != want {
+			return false
+		}
+		gt, ok, err := m.table(int64(i))
+		if err != nil || !ok {
+			return false
+		}
+		for j, v := range gt {
+			if v == 0 {
+				continue
+			}
+			if _, err := m.record(int64(i)*int64(m.h.gtes)+int64(j), int64(v)); err != nil {
+				return false
+			}
+			records++
+		}
+	}
+	return records > 0
 }
