@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh Debian or Ubuntu machine, as root: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-% test-upstream fuzz bench setup build images generate lint fmt clean
+.PHONY: help demo demo-down test test-% test-upstream crash-long fuzz bench setup build images generate lint fmt clean
 
 ##@ For everybody
 help: ## show this list
@@ -22,6 +22,10 @@ test-%: ## run one suite, as in `make test-unit` (hack/test.sh -list names them)
 
 test-upstream: ## run every storage test of Kubernetes that the driver can do; writes docs/upstream-tests.md (most of an hour)
 	@hack/test.sh upstream-all
+
+crash-long: ## crash enumeration of all sequences of three deeds on every kind of disk, and of DEEDS=5 in samples (hours)
+	@VMDK_CSI_CHAIN=long go test ./pkg/vmdk/chain -v -timeout 24h -run 'TestSequences'
+	@VMDK_CSI_CHAIN=long DEEDS=$${DEEDS:-5} go test ./pkg/vmdk/chain -v -timeout 24h -run 'TestSequences'
 
 fuzz: ## run every fuzz target for FUZZTIME each (60s)
 	@hack/fuzz.sh
