@@ -1,7 +1,7 @@
 // Package vmdk is one link of a VMDK disk: the descriptor, its extents, and the grain tables of sparse extents.
 //
 // Responsible for: parsing and writing descriptors without losing what it does not know; creating links durably;
-// opening links of the kinds monolithicFlat, twoGbMaxExtentFlat, monolithicSparse and twoGbMaxExtentSparse; reading
+// opening links of all types of types.go; reading
 // streamOptimized disks, by their tables or out of a pipe, and writing them; reading SESparse extents with their journal; grain
 // table lookup, change and write-back; allocation of grains; growth; checking, recovering and repairing the structure
 // (check*.go, recover.go, repair*.go). How links form a disk that is read and written is package chain.

@@ -49,7 +49,7 @@ func (s *shape) params(capacity int64) vmdk.CreateParams {
 // Check refuses what no disk can be, in words for a person; package vmdk has the last word.
 func (s *shape) check(types []string, capacity, smallest int64) error {
 	largest := vmdk.MaxCapacity
-	if s.diskType == string(vmdk.MonolithicSparse) || s.diskType == string(vmdk.StreamOptimized) {
+	if slices.Contains([]vmdk.Type{vmdk.MonolithicSparse, vmdk.VMFSSparse, vmdk.StreamOptimized}, vmdk.Type(s.diskType)) {
 		largest = vmdk.MaxSparseExtent
 	}
 	switch {
@@ -74,8 +74,8 @@ func (a *app) createCommand() *cobra.Command {
 		Long: `Make a new, empty disk. FILE is the descriptor's path and ends in .vmdk; the extents get their names from it. The size
 is rounded up to whole MiB. FILE appears last and complete: a run that is interrupted or finds no space leaves nothing.
 
-With --datastore DIR it is a volume called NAME (types monolithicFlat and twoGbMaxExtentSparse); asked for again with the
-same options, the volume that is there is the answer. DIR must exist; it becomes a datastore if it is none.`,
+With --datastore DIR it is a volume called NAME; asked for again with the same options, the volume that is there is the
+answer. DIR must exist; it becomes a datastore if it is none.`,
 		Example: "  vmdkctl create disk.vmdk --size 10G\n  vmdkctl create disk.vmdk --size 10G --type twoGbMaxExtentSparse\n" +
 			"  vmdkctl create disk.vmdk --size 512M --format eagerzeroedthick\n" +
 			"  vmdkctl create --datastore /srv/disks database --size 10G",

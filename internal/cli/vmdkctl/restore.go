@@ -27,11 +27,11 @@ var cloneModes = []string{string(host.CloneLinked), string(host.CloneFull)}
 func (v *copying) flags(c *cobra.Command) {
 	c.Flags().StringVar(&v.size, "size", "", "capacity of the new disk: 10G, 512M, ... (default: the source's)")
 	c.Flags().StringVar(&v.mode, "mode", string(host.CloneLinked), "linked: share the source's links; full: copy everything")
-	c.Flags().StringVar(&v.shape.diskType, "type", string(vmdk.MonolithicFlat), "createType of a full copy: "+list(volumeTypes))
+	c.Flags().StringVar(&v.shape.diskType, "type", string(vmdk.MonolithicFlat), "createType of a full copy: "+list(diskTypes))
 	c.Flags().StringVar(&v.shape.format, "format", string(vmdk.Thin), "how a full copy takes its space: "+list(diskFormats))
 	c.Flags().BoolVar(&v.dryRun, "dry-run", false, "say what would be made, make nothing")
 	must(c.RegisterFlagCompletionFunc("mode", fixed(cloneModes...)))
-	must(c.RegisterFlagCompletionFunc("type", fixed(volumeTypes...)))
+	must(c.RegisterFlagCompletionFunc("type", fixed(diskTypes...)))
 	must(c.RegisterFlagCompletionFunc("format", fixed(diskFormats...)))
 	must(c.RegisterFlagCompletionFunc("size", cobra.NoFileCompletions))
 }
@@ -101,14 +101,12 @@ func (a *app) clone(ctx context.Context, disk, name string, v copying) error {
 	return a.makeFrom(ctx, of, name, d.Size, host.Source{Disk: of.id}, d.Spec.Name, v)
 }
 
-var volumeTypes = []string{string(vmdk.MonolithicFlat), string(vmdk.TwoGbMaxExtentSparse)}
-
 // Check refuses words that are none of the options'.
 func (v *copying) check() error {
 	for _, x := range []struct {
 		flag, got string
 		words     []string
-	}{{"mode", v.mode, cloneModes}, {"type", v.shape.diskType, volumeTypes}, {"format", v.shape.format, diskFormats}} {
+	}{{"mode", v.mode, cloneModes}, {"type", v.shape.diskType, diskTypes}, {"format", v.shape.format, diskFormats}} {
 		if !slices.Contains(x.words, x.got) {
 			return cli.Usage{Err: fault.New(fault.Invalid, "Use "+list(x.words)+".", "unknown %s %q", x.flag, x.got)}
 		}
