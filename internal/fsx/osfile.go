@@ -103,7 +103,15 @@ func (f *osFile) Stat() (Info, error) {
 	if err := noEINTR(func() error { return unix.Fstat(f.fd, &st) }); err != nil {
 		return Info{}, Failure("inspect", f.path, err)
 	}
-	return infoOf(&st), nil
+	info := infoOf(&st)
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK { // whose st_size says nothing
+		size, err := deviceSize(f.fd)
+		if err != nil {
+			return Info{}, Failure("inspect", f.path, err)
+		}
+		info.Size, info.Allocated = size, size
+	}
+	return info, nil
 }
 
 func (f *osFile) Datasync() error {

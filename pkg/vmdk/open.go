@@ -15,6 +15,9 @@ type Options struct {
 	ReadWrite bool
 	// Direct opens guest data past the page cache.
 	Direct bool
+	// Devices lets extents be something else than a file beside the descriptor: a path for each such name of an extent. It is for
+	// raw devices and mappings of LUNs, and for nobody but an administrator: a name that is not in it is never followed.
+	Devices map[string]string
 	// Lock takes byte locks on every extent: LockWrite if ReadWrite, else LockRead; fault.InUse if somebody else holds them.
 	Lock bool
 	// Type, if set, is what the link must be; a manifest knows it. fault.Damaged otherwise.

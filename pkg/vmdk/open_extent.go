@@ -127,6 +127,12 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 	if e.Kind == Flat && l.desc.Load().IsChild() {
 		return fault.New(fault.Damaged, "", "a child link has a flat extent")
 	}
+	if path, ok := l.o.Devices[x.Name]; ok && x.Name != "" {
+		return l.openDevice(e, x, path)
+	}
+	if l.desc.Load().Type().device() && strings.ContainsAny(x.Name, `/\`) {
+		return fault.New(fault.Unsupported, "name the device explicitly, if the disk is to be trusted", "%q is not a file name of the descriptor's directory", clip(x.Name))
+	}
 	if strings.ContainsAny(x.Name, `/\`) || x.Name == "" || x.Name == "." || x.Name == ".." {
 		return fault.New(fault.Invalid, "put the extent beside its descriptor and correct the name", "%q is not a file name of the descriptor's directory", clip(x.Name))
 	}
@@ -146,6 +152,30 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 		return e.openSESparse(l.dir, x, info.Size)
 	}
 	return e.openTables(l.dir, x, info.Size)
+}
+
+// openDevice opens what the caller gave for an extent.
+func (l *Link) openDevice(e *Extent, x ExtentLine, path string) (err error) {
+	if e.Kind != Flat {
+		return fault.New(fault.Invalid, "", "%q is given as a device, but is a %s extent", clip(x.Name), x.Type)
+	}
+	e.writable = l.o.ReadWrite && x.Access == "RW"
+	e.unsynced.Store(true)
+	flag := fsx.ReadOnly
+	if e.writable {
+		flag = fsx.ReadWrite
+	}
+	if l.o.ReadWrite && !e.again {
+		flag |= fsx.Exclusive
+	}
+	if e.data, err = fsx.OpenDevice(path, flag); err != nil {
+		return err
+	}
+	info, err := e.data.Stat()
+	if err != nil {
+		return err
+	}
+	return e.placeFlat(x, info.Size)
 }
 
 // openData opens the extent's file for guest data and locks it.

@@ -48,6 +48,8 @@ type Options struct {
 	Takeover bool
 	// Format says how a flat disk holds its space, default thin: a thick one keeps it when the guest discards, and grows thick.
 	Format vmdk.Format
+	// Devices are what vmdk.Options has, for all links.
+	Devices map[string]string
 	// Locks takes byte locks on all extents, as qemu does.
 	Locks bool
 	// IgnoreCID opens a chain whose parent was modified, read-only. What it reads may be a mixture.
@@ -114,7 +116,7 @@ func Open(d fsx.Dir, links []Ref, o Options) (*Chain, error) {
 func (c *Chain) open() error {
 	for i, r := range c.refs {
 		head := i == len(c.refs)-1
-		l, err := vmdk.Open(c.dir, r.Name, vmdk.Options{ReadWrite: head && !c.o.ReadOnly, Direct: c.o.Direct, Lock: c.o.Locks,
+		l, err := vmdk.Open(c.dir, r.Name, vmdk.Options{ReadWrite: head && !c.o.ReadOnly, Direct: c.o.Direct, Lock: c.o.Locks, Devices: c.o.Devices,
 			Type: r.Type, ExtentNames: r.ExtentNames, MoreExtents: !head})
 		if err != nil {
 			return fault.Wrap(err, "link %d", i)

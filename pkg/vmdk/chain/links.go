@@ -39,7 +39,7 @@ func (c *Chain) put(i int, l *vmdk.Link) error {
 // openAgain opens the files of a link a second time. A reader's locks are given up for a writer's, because both would be in
 // each other's way; the locks of the head are held all the time, and keep others out of the chain.
 func (c *Chain) openAgain(l *vmdk.Link, rw bool) (*vmdk.Link, error) {
-	o := vmdk.Options{ReadWrite: rw, Direct: c.o.Direct, Type: l.Descriptor().Type()}
+	o := vmdk.Options{ReadWrite: rw, Direct: c.o.Direct, Type: l.Descriptor().Type(), Devices: c.o.Devices}
 	for _, e := range l.Extents() {
 		o.ExtentNames = append(o.ExtentNames, e.Name)
 	}
