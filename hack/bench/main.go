@@ -39,6 +39,7 @@ var sections = []section{
 	{"restore", measureRestore},
 	{"merge", measureMerge},
 	{"foreground", measureForeground},
+	{"convert", measureConvert},
 }
 
 func main() {
