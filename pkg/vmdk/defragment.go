@@ -24,7 +24,7 @@ type Defragmented struct {
 //
 // For each extent: 1. the new file under a temporary name, data, then tables, then header, synced; [a crash leaves garbage under that
 // name, which the next try replaces] 2. rename onto the extent: old and new have the same content, so it does not matter which of them
-// a crash leaves; 3. sync the directory.
+// a crash leaves.
 func Defragment(ctx context.Context, d fsx.Dir, name string, progress func(done, total int64)) (r Defragmented, err error) {
 	l, err := Open(d, name, Options{ReadWrite: true, Lock: true})
 	if err != nil {
@@ -114,7 +114,7 @@ func (e *Extent) rewrite(ctx context.Context, d fsx.Dir, embedded bool, progress
 	if err = d.Rename(temp, e.Name); err != nil {
 		return 0, 0, err
 	}
-	return info.Size, after, d.Sync()
+	return info.Size, after, nil
 }
 
 // copyInOrder copies grains and writes the tables that name them, and returns the length of the file.

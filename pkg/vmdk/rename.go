@@ -18,11 +18,10 @@ type Renamed struct {
 // Rename gives a closed link another name in its directory: descriptor and extents, and what the children there record of it. Kinds:
 // InUse, Exists, Invalid, NotFound, Unsupported (no hard links).
 //
-//  1. Every extent gets its new name beside the old one. 2. Sync the directory. [A crash until 3 leaves second names that no descriptor
-//     has; the next try takes them.]
-//  3. The new descriptor, under a temporary name, synced, then linked: from here on both names open the disk.
-//  4. The children's descriptors, each by rename. [A crash between 3 and 6 leaves both names; repeated, it goes on from there.]
-//  5. Remove the old descriptor. 6. Remove the old names of the extents, sync the directory.
+//  1. Every extent gets its new name beside the old one. [A crash until 3 leaves second names, which the next try takes.]
+//  2. The new descriptor, under a temporary name, synced, then linked; sync the directory: from here on both names open the disk.
+//  3. The children's descriptors, each by rename. [A crash between 2 and 5 leaves both names; repeated, it goes on from there.]
+//  4. Remove the old descriptor. 5. Remove the old names of the extents, sync the directory.
 func Rename(d fsx.Dir, old, next string) (r Renamed, err error) {
 	l, err := Open(d, old, Options{Lock: true})
 	if err != nil {
@@ -58,7 +57,7 @@ type renaming struct {
 	lines     []ExtentLine // as they will be
 }
 
-// newNames is steps 1 to 3.
+// newNames is steps 1 and 2.
 func (n *renaming) newNames() error {
 	was, will := strings.TrimSuffix(n.old, ".vmdk"), strings.TrimSuffix(n.next, ".vmdk")
 	n.lines = n.l.desc.Load().Extents()
@@ -79,9 +78,6 @@ func (n *renaming) newNames() error {
 		if err := n.link(was+"-"+rest, x.Name); err != nil {
 			return err
 		}
-	}
-	if err := n.d.Sync(); err != nil {
-		return err
 	}
 	next := n.l.Descriptor()
 	if err := next.SetExtents(n.lines); err != nil {
@@ -128,7 +124,7 @@ func (n *renaming) link(from, to string) error {
 	return nil
 }
 
-// tellChildren is step 4.
+// tellChildren is step 3.
 func (n *renaming) tellChildren() (told []string, err error) {
 	children, err := childrenOf(n.d, n.old)
 	for _, name := range children {
@@ -144,7 +140,7 @@ func (n *renaming) tellChildren() (told []string, err error) {
 	return told, err
 }
 
-// removeOld is steps 5 and 6.
+// removeOld is steps 4 and 5.
 func (n *renaming) removeOld() error {
 	if err := removeIfThere(n.d, n.old); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -18,7 +19,7 @@ import (
 
 // TestEdits: shrink, defragment, rename and rebase of bases and children of every kind leave what the disk reads.
 func TestEdits(t *testing.T) {
-	chosen := sample(t, len(peerDisks), 5)
+	chosen := sample(t, len(peerDisks), 3)
 	for i, k := range peerDisks {
 		if !chosen(i) {
 			continue
@@ -228,53 +229,79 @@ func editDisk(t *testing.T, d fsx.Dir) []byte {
 	return want
 }
 
-// TestEditCrashes: the power fails after every operation of every edit, and every operation fails in turn. The disk reads the same, by
-// its head's name, and the edit, repeated, succeeds.
+// judgeEdit: the disk reads the same, by its head's name, and the edit, repeated, succeeds.
+func judgeEdit(name string, d fsx.Dir, want []byte) error {
+	read := func(what string) error {
+		refs, err := chain.Resolve(d, "disk-000001.vmdk")
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		c, err := chain.Open(d, refs, chain.Options{ReadOnly: true})
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		got := make([]byte, len(want))
+		_, err = c.ReadAt(got, 0)
+		if err = errors.Join(err, c.Close()); err == nil && !bytes.Equal(got, want) {
+			err = errors.New("other content")
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", what, err)
+		}
+		return err
+	}
+	if err := read("before it is repeated"); err != nil {
+		return err
+	}
+	if err := edits[name](d); err != nil && !(name == "rename" && errors.Is(err, syscall.ENOENT)) {
+		return fmt.Errorf("repeated: %w", err)
+	}
+	if err := read("repeated"); err != nil {
+		return err
+	}
+	rep, err := chain.Check(ctx(), d, editRefs(d))
+	if err == nil && !rep.Sound() {
+		err = fmt.Errorf("check: %v", rep.Problems)
+	}
+	return err
+}
+
+// editStates does an edit without the sync calls of a site, and judges what a power loss leaves at every operation.
+func editStates(t *testing.T, name, without string, limit int, seed int64) (states int, sites map[string]int, err error) {
+	t.Helper()
+	fs := sim.New(sim.Options{})
+	want := editDisk(t, fs.Root())
+	fs.Record()
+	if without != "" {
+		fs.DropSync(without)
+	}
+	if err := edits[name](fs.Root()); err != nil {
+		t.Fatal(err)
+	}
+	fs.Mark(name)
+	for cut := range fs.Crashes(limit, seed) {
+		states++
+		if _, err := cut.Root().Stat("disk.vmdk"); err == nil && name == "rename" && len(cut.Events()) > 0 {
+			return states, nil, fmt.Errorf("%s: it was renamed, and has its old name again", cut.Cut())
+		}
+		if err := judgeEdit(name, cut.Root(), want); err != nil {
+			return states, nil, fmt.Errorf("%s: %w", cut.Cut(), err)
+		}
+	}
+	return states, fs.SyncSites(), nil
+}
+
+// TestEditCrashes: the power fails after every operation of every edit, and every operation fails in turn.
 func TestEditCrashes(t *testing.T) {
-	for name, edit := range edits {
+	for name := range edits {
 		t.Run(name, func(t *testing.T) {
-			judge := func(d fsx.Dir, want []byte, when string) {
-				t.Helper()
-				read := func(what string) {
-					t.Helper()
-					refs, err := chain.Resolve(d, "disk-000001.vmdk")
-					if err != nil {
-						t.Fatalf("%s: %s: %v", when, what, err)
-					}
-					c, err := chain.Open(d, refs, chain.Options{ReadOnly: true})
-					if err != nil {
-						t.Fatalf("%s: %s: %v", when, what, err)
-					}
-					got := make([]byte, len(want))
-					if _, err := c.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
-						t.Fatalf("%s: %s: other content (%v)", when, what, err)
-					}
-					if err := c.Close(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				read("before it is repeated")
-				if err := edit(d); err != nil && !(name == "rename" && errors.Is(err, syscall.ENOENT)) {
-					t.Fatalf("%s: repeated: %v", when, err)
-				}
-				read("repeated")
-				if rep, err := chain.Check(ctx(), d, editRefs(d)); err != nil || !rep.Sound() {
-					t.Fatalf("%s: check: %v %v", when, err, rep.Problems)
-				}
-			}
-			fs := sim.New(sim.Options{})
-			want := editDisk(t, fs.Root())
-			fs.Record()
-			if err := edit(fs.Root()); err != nil {
-				t.Fatal(err)
-			}
-			cuts, limit := 0, 4
+			limit := 4
 			if full() {
 				limit = 24
 			}
-			for cut := range fs.Crashes(limit, int64(seeded(t).Uint64())) {
-				cuts++
-				judge(cut.Root(), want, cut.Cut())
+			states, _, err := editStates(t, name, "", limit, int64(seeded(t).Uint64()))
+			if err != nil {
+				t.Fatal(err)
 			}
 			failures := 0
 			for n := 0; ; n++ {
@@ -282,7 +309,7 @@ func TestEditCrashes(t *testing.T) {
 				want := editDisk(t, fs.Root())
 				fs.Record()
 				fs.FailAt(n, syscall.EIO)
-				err := edit(fs.Root())
+				err := edits[name](fs.Root())
 				if n > fs.Ops() {
 					break
 				}
@@ -291,12 +318,43 @@ func TestEditCrashes(t *testing.T) {
 					continue
 				}
 				failures++
-				judge(fs.Survivor().Root(), want, fmt.Sprintf("operation %d failed", n))
+				if jerr := judgeEdit(name, fs.Survivor().Root(), want); jerr != nil {
+					t.Fatalf("operation %d failed (%v): %v", n, err, jerr)
+				}
 			}
-			t.Logf("%d states, %d failures", cuts, failures)
-			if cuts < 5 || failures < 2 {
-				t.Errorf("only %d cuts and %d failures", cuts, failures)
+			t.Logf("%d states, %d failures", states, failures)
+			if states < 5 || failures < 2 {
+				t.Errorf("only %d states and %d failures", states, failures)
 			}
 		})
+	}
+}
+
+// TestEverySyncOfEditsMatters: each sync call of the edits' own code, taken out, makes the enumeration fail.
+func TestEverySyncOfEditsMatters(t *testing.T) {
+	if raceDetector {
+		t.Skip("single-threaded, and slow under the race detector")
+	}
+	seed := int64(seeded(t).Uint64())
+	seen := 0
+	for name := range edits {
+		_, sites, err := editStates(t, name, "", 4, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for site := range sites {
+			if !strings.Contains(site, "vmdk/rename.go") && !strings.Contains(site, "vmdk/defragment.go") && !strings.Contains(site, "chain/edit.go") {
+				continue
+			}
+			seen++
+			if _, _, err := editStates(t, name, site, 64, seed); err == nil {
+				t.Errorf("%s: nothing breaks without the sync at %s", name, site)
+			} else {
+				t.Logf("%s: %s: %v", name, site, err)
+			}
+		}
+	}
+	if seen < 3 {
+		t.Errorf("only %d sync calls were seen", seen)
 	}
 }
