@@ -290,6 +290,10 @@ func TestOpenRefuses(t *testing.T) {
 		{"part of the disk for reading", text("custom", "RDONLY 4 FLAT \"data\" 0\nRW 4 ZERO\nRW 4 FLAT \"data\" 4"), "", Options{ReadWrite: true, Lock: true}},
 		{"custom of unknown", text("custom", `RW 8 VSANSPARSE "data"`), fault.Unsupported, Options{}},
 		{"encrypted", text("monolithicFlat", "encryptionKeys=\"x\"\n"+flat), fault.Unsupported, Options{}},
+		{"encrypted by a filter", text("monolithicFlat", "ddb.iofilters = \"vmwarevmcrypt\"\n"+flat), fault.Unsupported, Options{}},
+		{"two bytes of a character", text("monolithicFlat", "encoding=\"Shift_JIS\"\nRW 8 FLAT \"\x83\\\" 0"), fault.Damaged, Options{}}, // it is missing
+		{"a separator behind one", text("monolithicFlat", "encoding=\"Shift_JIS\"\nRW 8 FLAT \"\x83\\\\a\" 0"), fault.Invalid, Options{}},
+		{"a slash in one", text("monolithicFlat", "encoding=\"Shift_JIS\"\nRW 8 FLAT \"\x83/a\" 0"), fault.Invalid, Options{}},
 		{"native snapshot", text("monolithicFlat", "isNativeSnapshot=\"yes\"\n"+flat), fault.Unsupported, Options{}},
 		{"read-only extent", text("monolithicFlat", `RDONLY 8 FLAT "data" 0`), fault.ReadOnly, Options{ReadWrite: true}},
 		{"digest", text("monolithicFlat", "digestFilename=\"x\"\n"+flat), fault.Unsupported, Options{ReadWrite: true}},

@@ -139,6 +139,9 @@ func (l *Link) checkOpenable() error {
 			return fault.New(fault.Unsupported, "decrypt the disk with the product that made it", "the disk is encrypted (%s)", k)
 		}
 	}
+	if v, _ := l.desc.Load().Get("ddb.iofilters"); strings.Contains(strings.ToLower(v), "vmcrypt") {
+		return fault.New(fault.Unsupported, "decrypt the disk with vSphere", "the disk is encrypted (ddb.iofilters %s)", clip(v))
+	}
 	if v, _ := l.desc.Load().Get("isNativeSnapshot"); strings.EqualFold(v, "yes") {
 		return fault.New(fault.Unsupported, "delete the snapshot with vSphere, or clone the disk there",
 			"it is a native snapshot: the array that holds it knows its content, not this file")

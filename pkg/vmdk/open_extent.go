@@ -133,7 +133,7 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 	if l.desc.Load().Type().device() && strings.ContainsAny(x.Name, `/\`) {
 		return fault.New(fault.Unsupported, "name the device explicitly, if the disk is to be trusted", "%q is not a file name of the descriptor's directory", clip(x.Name))
 	}
-	if strings.ContainsAny(x.Name, `/\`) || x.Name == "" || x.Name == "." || x.Name == ".." {
+	if !l.desc.Load().plainName(x.Name) {
 		return fault.New(fault.Invalid, "put the extent beside its descriptor and correct the name", "%q is not a file name of the descriptor's directory", clip(x.Name))
 	}
 	e.writable = l.o.ReadWrite && x.Access == "RW"
@@ -152,6 +152,28 @@ func (l *Link) openExtent(e *Extent, x ExtentLine) error {
 		return e.openSESparse(l.dir, x, info.Size)
 	}
 	return e.openTables(l.dir, x, info.Size)
+}
+
+// twoBytes are the encodings in which a backslash may be the second byte of a character.
+var twoBytes = map[string]bool{"gbk": true, "gb18030": true, "gb2312": true, "big5": true, "shift_jis": true, "shift-jis": true,
+	"windows-932": true, "windows-936": true, "windows-949": true, "windows-950": true, "euc-kr": true}
+
+// plainName tells that an extent's name is one of the descriptor's directory.
+func (d *Descriptor) plainName(name string) bool {
+	encoding, ok := d.Get("encoding")
+	if !ok {
+		encoding, _ = d.Get("ddb.encoding")
+	}
+	two := twoBytes[strings.ToLower(encoding)]
+	for i := 0; i < len(name); i++ {
+		switch {
+		case name[i] == '/' || name[i] == '\\':
+			return false
+		case two && name[i] >= 0x81 && i+1 < len(name) && name[i+1] != '/':
+			i++
+		}
+	}
+	return name != "" && name != "." && name != ".."
 }
 
 // openDevice opens what the caller gave for an extent.
