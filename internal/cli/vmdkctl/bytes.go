@@ -123,7 +123,7 @@ func (a *app) write(ctx context.Context, arg string, in io.Reader, r *byteRange)
 		return err
 	}
 	defer f.Close()
-	c, err := chain.Open(f.Dir, f.refs(), chain.Options{Locks: true})
+	c, err := chain.Open(f.Dir, f.refs(), chain.Options{Locks: true, Devices: f.Devices})
 	if err != nil {
 		return err
 	}

@@ -122,7 +122,7 @@ func (a *app) create(ctx context.Context, path string, p vmdk.CreateParams, dryR
 	if err != nil {
 		return err
 	}
-	f, err := findFile(path)
+	f, err := a.findFile(path)
 	if err != nil {
 		return err
 	}

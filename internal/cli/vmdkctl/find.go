@@ -24,6 +24,8 @@ type found struct {
 	Path   string  // of Dir, as the person wrote it
 	Names  []string
 	Volume *known // nil for a disk that is just files
+	// Devices are what --device names.
+	Devices map[string]string
 	// Links of the manifest, as many as Names; nil for a disk that is just files.
 	Links []datastore.Link
 }
@@ -42,7 +44,7 @@ func (f *found) Head() string { return f.Names[len(f.Names)-1] }
 // Options opens the link with the number read-only; what the manifest knows about it is compared.
 func (f *found) options(link int) vmdk.Options {
 	if f.Links == nil {
-		return vmdk.Options{}
+		return vmdk.Options{Devices: f.Devices}
 	}
 	return vmdk.Options{Type: vmdk.Type(f.Links[link].Type), ExtentNames: f.Links[link].Extents}
 }
@@ -67,7 +69,7 @@ func (a *app) find(arg string) (*found, error) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(arg), recordFile)); err == nil {
 		return findVolume(filepath.Dir(arg), filepath.Base(arg))
 	}
-	return findFile(arg)
+	return a.findFile(arg)
 }
 
 // FindOnDatastore finds a volume by its id, or else by its name.
@@ -164,8 +166,8 @@ func readVolumeOn(s *datastore.Datastore, id string) (*known, error) {
 }
 
 // FindFile follows a descriptor's parents, in its own directory only.
-func findFile(path string) (*found, error) {
-	f, broken, err := findFileBroken(path)
+func (a *app) findFile(path string) (*found, error) {
+	f, broken, err := a.findFileBroken(path)
 	if err == nil && broken != nil {
 		f.Close()
 		return nil, broken
@@ -179,20 +181,20 @@ func (a *app) findBroken(arg string) (f *found, broken, err error) {
 		info, serr := os.Stat(arg)
 		_, rerr := os.Stat(filepath.Join(filepath.Dir(arg), recordFile))
 		if serr == nil && !info.IsDir() && rerr != nil {
-			return findFileBroken(arg)
+			return a.findFileBroken(arg)
 		}
 	}
 	f, err = a.findPoint(arg)
 	return f, nil, err
 }
 
-func findFileBroken(path string) (f *found, broken, err error) {
+func (a *app) findFileBroken(path string) (f *found, broken, err error) {
 	d, err := fsx.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return nil, nil, err
 	}
-	f = &found{Dir: d, Path: filepath.Dir(path)}
-	refs, broken := chain.Resolve(d, filepath.Base(path))
+	f = &found{Dir: d, Path: filepath.Dir(path), Devices: a.devices}
+	refs, broken := chain.ResolveOn(d, filepath.Base(path), a.devices)
 	for _, r := range refs {
 		f.Names = append(f.Names, r.Name)
 	}

@@ -133,7 +133,7 @@ func (info *linkInfo) readFiles(f *found, l *vmdk.Link) error {
 	}
 	for _, e := range l.Extents() {
 		x := extentInfo{File: e.Name, Kind: e.Kind.String(), Start: e.Start, Length: e.Len, Grain: e.GrainBytes()}
-		if e.Name != "" && e.Kind != vmdk.Zero {
+		if _, device := f.Devices[e.Name]; e.Name != "" && e.Kind != vmdk.Zero && !device {
 			st, err := f.Dir.Stat(e.Name)
 			if err != nil {
 				return err

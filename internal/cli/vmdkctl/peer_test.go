@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
 // QemuDisks makes a disk of every type that qemu makes, a chain on each, and one with zeroed grains.
@@ -139,8 +141,10 @@ func TestQemuReadsWhatCreateMakes(t *testing.T) {
 				t.Errorf("%s: %d bytes are allocated", name, info.Allocated)
 			}
 			r.ok("check", name)
-			// What qemu writes into our disk, we read.
-			r.scribble(rnd, name, 40<<20, 20)
+			// What qemu writes into our disk, we read. It makes no tables of COWD, and writes over the header where one is missing.
+			if s != string(vmdk.VMFSSparse) {
+				r.scribble(rnd, name, 40<<20, 20)
+			}
 			r.ok("check", name)
 			r.ok("convert", name, name+".raw")
 			r.same(name, name+".raw")

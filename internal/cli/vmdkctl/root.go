@@ -17,8 +17,9 @@ type app struct {
 	in        io.Reader
 	out, err  io.Writer
 	format    cli.Format
-	datastore string // --datastore
-	ran       bool   // the command line was right
+	datastore string            // --datastore
+	devices   map[string]string // --device
+	ran       bool              // the command line was right
 }
 
 // Main runs the program with args (without its name) and returns its exit code.
@@ -57,6 +58,7 @@ snapshot of an attached disk can be read. A datastore of the driver is the same 
 	flags := root.PersistentFlags()
 	flags.VarP(&a.format, "output", "o", "how to answer: table, json or yaml")
 	flags.StringVar(&a.datastore, "datastore", "", "directory of a datastore; DISK is then the id or name of a volume on it")
+	flags.StringToStringVar(&a.devices, "device", nil, "EXTENT=PATH: the device of an extent of a raw disk, which a descriptor alone never opens")
 	must(root.RegisterFlagCompletionFunc("output", fixed(cli.Formats...)))
 	must(root.MarkPersistentFlagDirname("datastore"))
 	root.AddGroup(

@@ -16,6 +16,11 @@ import (
 // Resolve finds the chain below a head by the parent hints, base first. It is for foreign disks; ours have a manifest. A
 // hint is a path of another machine at times: only its last element counts, and the parent must lie in d.
 func Resolve(d fsx.Dir, head string) ([]Ref, error) {
+	return ResolveOn(d, head, nil)
+}
+
+// ResolveOn is Resolve for disks on devices; see vmdk.Options.
+func ResolveOn(d fsx.Dir, head string, devices map[string]string) ([]Ref, error) {
 	var refs []Ref
 	seen := map[string]bool{}
 	for name := head; ; {
@@ -23,7 +28,7 @@ func Resolve(d fsx.Dir, head string) ([]Ref, error) {
 			return refs, fault.New(fault.Damaged, "correct the parentFileNameHint of a link", "the chain of %s does not end: %s comes again, or there are more than %d links", head, name, MaxDepth)
 		}
 		seen[name] = true
-		l, err := vmdk.Open(d, name, vmdk.Options{})
+		l, err := vmdk.Open(d, name, vmdk.Options{Devices: devices})
 		if err != nil {
 			return refs, err
 		}
