@@ -3,6 +3,7 @@ package vmdkctl
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -97,5 +98,30 @@ func TestRepairCommandLine(t *testing.T) {
 	}
 	if files := r.files(); len(files) != 1 {
 		t.Errorf("files %v", files)
+	}
+}
+
+// TestRepairVolume: a volume of a datastore is repaired by its name, unless somebody has it.
+func TestRepairVolume(t *testing.T) {
+	r := newRig(t)
+	if err := os.Mkdir(r.path("store"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	on := func(args ...string) []string { return append(args, "--datastore", "store") }
+	r.ok(on("create", "db", "--size", "64M", "--type", "twoGbMaxExtentSparse")...)
+	extents, err := filepath.Glob(r.path("store/volumes/*/*-s001.vmdk"))
+	if err != nil || len(extents) != 1 {
+		t.Fatalf("%v %v", extents, err)
+	}
+	extent := strings.TrimPrefix(extents[0], r.dir+"/")
+	r.patch(extent, 2*512+4*100, 5) // sector 2 is the first redundant table of an extent
+	if res := r.run(on("check", "db")...); res.code != cli.ExitDamaged {
+		t.Errorf("damaged: %+v", res)
+	}
+	r.ok(on("repair", "db", "--fix", "all")...)
+	r.ok(on("check", "db")...)
+	r.ok(on("repair", "db", "--undo")...)
+	if res := r.run(on("check", "db")...); res.code != cli.ExitDamaged {
+		t.Errorf("undone: %+v", res)
 	}
 }

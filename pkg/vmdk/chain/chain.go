@@ -212,7 +212,7 @@ func (c *Chain) validatePair(i int) error {
 	case !cd.IsChild():
 		return fault.New(fault.Damaged, "restore the descriptor", "%s has no parent, but the chain has %s below it", child.Name, parent.Name)
 	case cd.ParentCID() != pd.CID() && !c.o.IgnoreCID:
-		return fault.New(fault.Damaged, "restore the parent from a backup; if its content is known to be right, set parentCID",
+		return fault.New(fault.Damaged, "restore the parent from a backup; if its content is known to be right, run vmdkctl fix-cid",
 			"the parent %s was modified after the child %s was made: content ID %s, expected %s", parent.Name, child.Name, pd.CID(), cd.ParentCID())
 	case parent.Size() == child.Size():
 		return nil

@@ -97,7 +97,7 @@ func checkFit(d fsx.Dir, refs []Ref, r *vmdk.Report) error {
 		case below == nil && ref.Name == refs[0].Name && info.ParentCID != vmdk.NoParent:
 			add(vmdk.ParentMissing, vmdk.Fatal, "Give the whole chain", "the link needs a parent (%q)", info.Parent)
 		case below != nil && info.ParentCID != below.CID:
-			add(vmdk.ParentModified, vmdk.Error, "Restore the parent; if its content is known to be right, set parentCID",
+			add(vmdk.ParentModified, vmdk.Error, "Restore the parent; if its content is known to be right, run vmdkctl fix-cid",
 				"the parent %s has content ID %s, the child was made of %s", below.Name, below.CID, info.ParentCID)
 		}
 		if below != nil && info.Capacity != below.Capacity && (ref.Size == 0 || info.Capacity < below.Capacity) {
