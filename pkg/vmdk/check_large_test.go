@@ -9,8 +9,17 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 )
+
+// cpuTime is what this process has used.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
 
 // fullDisk makes a disk of which every grain is stored, as far as the tables know: the grains themselves are a hole.
 func fullDisk(tb testing.TB, path string, capacity int64) {
@@ -67,9 +76,9 @@ func TestCheckOfFullDisk(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	began := time.Now()
+	began := cpuTime()
 	rep, err := Check(context.Background(), d, "disk.vmdk")
-	took := time.Since(began)
+	took := cpuTime() - began // the machine may have other work
 	runtime.ReadMemStats(&after)
 	if err != nil || len(rep.Problems) > 0 || rep.Allocated != size {
 		t.Fatalf("%+v %v", rep, err)

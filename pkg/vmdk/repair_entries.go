@@ -333,7 +333,11 @@ func (e *extentRepair) move(g int64, v uint32) (uint32, bool, error) {
 	r := e.r
 	code, what := GrainUnaligned, "the grain is moved to a multiple of the grain size"
 	move := int64(v)%e.s.grain != 0 && r.asked(GrainUnaligned)
-	if other := neighbour(e.shared, namedGrain{g, v}, e.s.grain); other >= 0 && r.asked(GrainShared) {
+	other := neighbour(e.shared, namedGrain{g, v}, e.s.grain)
+	if other >= 0 && !r.asked(GrainShared) {
+		return 0, false, nil // moving it would hide that it is shared
+	}
+	if other >= 0 {
 		off, n := e.t.guest(g, 1)
 		r.lost(GrainShared, e.s.name, off, n, "grain %d had its place in common with grain %d; one of them has the other's content", g, other)
 		if !e.keep(v) {
