@@ -347,8 +347,8 @@ func (r *repairer) copyDirectory(f fsx.File, h *header, from uint64, size int64)
 		if v == 1 {
 			gt = ones(h)
 		}
-		if gt == nil {
-			gt = make([]uint32, h.gtes)
+		if zeros(gt) {
+			continue // the file is a hole there
 		}
 		if _, err := f.WriteAt(encodeEntries(gt), (at+dir+int64(i)*h.gtSectors())*SectorSize); err != nil {
 			return 0, err

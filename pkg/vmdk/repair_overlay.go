@@ -15,6 +15,19 @@ type overlay struct {
 	fsx.Dir // for what changes nothing
 	files   map[string]*overlayNode
 	log     []change
+	noted   int // bytes of the log, about
+}
+
+// maxNoted bounds the memory of a plan. The tables of a full disk of 1 TiB have 64 MiB, and are noted twice.
+const maxNoted = 192 << 20
+
+// note adds to the log.
+func (o *overlay) note(c change) error {
+	if o.noted += 128 + len(c.data); o.noted > maxNoted {
+		return fault.New(fault.Exhausted, "convert the disk", "nothing was changed: the repair would change more than %d MiB of metadata", maxNoted>>20)
+	}
+	o.log = append(o.log, c)
+	return nil
 }
 
 // change is one noted operation, in the order in which it must happen.
@@ -104,8 +117,7 @@ func (o *overlay) replace(name string, text []byte) error {
 	}
 	n.hashes[0] = append(n.hashes[0], hashOf(text))
 	n.text, n.whole, n.size = append([]byte(nil), text...), true, int64(len(text))
-	o.log = append(o.log, change{kind: changeReplace, file: name, data: n.text})
-	return nil
+	return o.note(change{kind: changeReplace, file: name, data: n.text})
 }
 
 type overlayFile struct {
@@ -177,8 +189,7 @@ func (f *overlayFile) WriteAt(p []byte, off int64) (int, error) {
 		n.hashes[s] = append(n.hashes[s], hashOf(b))
 	}
 	n.size = max(n.size, end)
-	f.o.log = append(f.o.log, change{kind: changeWrite, file: n.name, at: off, n: int64(len(p)), data: append([]byte(nil), p...)})
-	return len(p), nil
+	return len(p), f.o.note(change{kind: changeWrite, file: n.name, at: off, n: int64(len(p)), data: append([]byte(nil), p...)})
 }
 
 // Clone copies a range of the same file behind its old end, and behind earlier copies.
@@ -194,8 +205,7 @@ func (f *overlayFile) Clone(src fsx.File, srcOff, dstOff, length int64) error {
 	c := change{kind: changeCopy, file: n.name, at: dstOff, n: length, source: srcOff}
 	n.copies = append(n.copies, c)
 	n.size = max(n.size, dstOff+length)
-	f.o.log = append(f.o.log, c)
-	return nil
+	return f.o.note(c)
 }
 
 func (f *overlayFile) Truncate(size int64) error {
@@ -203,13 +213,12 @@ func (f *overlayFile) Truncate(size int64) error {
 		return errOverlay // a repair cuts nothing off
 	}
 	f.n.size = size
-	f.o.log = append(f.o.log, change{kind: changeTruncate, file: f.n.name, n: size})
-	return nil
+	return f.o.note(change{kind: changeTruncate, file: f.n.name, n: size})
 }
 
 func (f *overlayFile) Datasync() error {
 	if k := len(f.o.log); k > 0 && f.writable && f.o.log[k-1].kind != changeSync {
-		f.o.log = append(f.o.log, change{kind: changeSync, file: f.n.name})
+		return f.o.note(change{kind: changeSync, file: f.n.name})
 	}
 	return nil
 }

@@ -357,14 +357,17 @@ func (e *extentRepair) putTable(c int, i, place int64, content []uint32) error {
 	if err := e.begin(); err != nil {
 		return err
 	}
-	if place == 0 {
+	hole := place == 0 // at the end of the file, and reads as zeros
+	if hole {
 		var err error
 		if place, err = e.add(s.h.gtSectors()); err != nil {
 			return err
 		}
 	}
-	if _, err := s.file.WriteAt(encodeEntries(content), place*SectorSize); err != nil {
-		return err
+	if !hole || !zeros(content) {
+		if _, err := s.file.WriteAt(encodeEntries(content), place*SectorSize); err != nil {
+			return err
+		}
 	}
 	dir[i] = uint32(place)
 	e.named = append(e.named, namedTable{off, i, uint32(place)})
