@@ -5,6 +5,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
@@ -71,33 +72,39 @@ func FuzzSparse(f *testing.F) {
 		if err := writeFile(d, "disk.vmdk", b); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Check(context.Background(), d, "disk.vmdk"); err != nil {
-			t.Fatalf("check: %v", err)
-		}
-		l, err := Open(d, "disk.vmdk", Options{ReadWrite: true})
-		if err != nil {
-			return
-		}
-		for _, e := range l.Extents() {
-			for off := int64(0); off < min(e.Len, 4<<20); {
-				r, err := e.Run(off, e.Len-off)
-				if err != nil {
-					break
-				}
-				if r.Len <= 0 {
-					t.Fatalf("run at %d: %+v", off, r)
-				}
-				if r.State == Allocated {
-					_ = e.ReadFile(make([]byte, min(r.Len, 1<<20)), r.Offset)
-				}
-				off += r.Len
-			}
-		}
-		if err := l.Recover(); err != nil && fault.KindOf(err) != fault.Damaged {
-			t.Fatalf("recover: %v", err)
-		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
+		useWhatever(t, d)
 	})
+}
+
+// useWhatever opens, checks, reads and recovers a disk that may be anything.
+func useWhatever(t *testing.T, d fsx.Dir) {
+	t.Helper()
+	if _, err := Check(context.Background(), d, "disk.vmdk"); err != nil {
+		t.Fatalf("check: %v", err)
+	}
+	l, err := Open(d, "disk.vmdk", Options{ReadWrite: true})
+	if err != nil {
+		return
+	}
+	for _, e := range l.Extents() {
+		for off := int64(0); off < min(e.Len, 4<<20); {
+			r, err := e.Run(off, e.Len-off)
+			if err != nil {
+				break
+			}
+			if r.Len <= 0 {
+				t.Fatalf("run at %d: %+v", off, r)
+			}
+			if r.State == Allocated {
+				_ = e.ReadFile(make([]byte, min(r.Len, 1<<20)), r.Offset)
+			}
+			off += r.Len
+		}
+	}
+	if err := l.Recover(); err != nil && fault.KindOf(err) != fault.Damaged {
+		t.Fatalf("recover: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
