@@ -81,7 +81,8 @@ func (c *checker) link() error {
 	}
 	if idsDiffer(desc) {
 		long := desc.LongContentID()
-		c.add(ContentIDsDiffer, Note, c.name, 0, 0, "The next write sets both", "CID is %s, longContentID ends in %s", desc.CID(), long[max(0, len(long)-8):])
+		c.add(ContentIDsDiffer, Note, c.name, 0, 0, "The next write sets both",
+			"CID is %s, longContentID ends in %s", desc.CID(), long[max(0, len(long)-8):])
 	}
 	var start int64
 	used := usedFiles{}
@@ -139,7 +140,8 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 	if x.Type != "SPARSE" {
 		c.r.Allocated += min(info.Allocated, size)
 		if need := x.Offset*SectorSize + size; info.Size < need {
-			c.add(ExtentShort, Fatal, x.Name, start+max(0, info.Size-x.Offset*SectorSize), need-info.Size, "Restore the file, or extend it if the rest was never written",
+			c.add(ExtentShort, Fatal, x.Name, start+max(0, info.Size-x.Offset*SectorSize), need-info.Size,
+				"Restore the file, or extend it if the rest was never written",
 				"the file has %d bytes, the descriptor needs %d", info.Size, need)
 		}
 		return nil
@@ -170,13 +172,16 @@ func (c *checker) sparse(f fsx.File, x ExtentLine, start, size int64) error {
 	}
 	switch {
 	case int64(h.capacity) < x.Sectors:
-		c.add(CapacityDiffers, Fatal, x.Name, start, x.Sectors*SectorSize, "Correct the extent line", "the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
+		c.add(CapacityDiffers, Fatal, x.Name, start, x.Sectors*SectorSize, "Correct the extent line",
+			"the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
 		return nil
 	case int64(h.capacity) > x.Sectors:
-		c.add(CapacityDiffers, Warning, x.Name, start, x.Sectors*SectorSize, "Repeat the growth that was cut off", "the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
+		c.add(CapacityDiffers, Warning, x.Name, start, x.Sectors*SectorSize, "Repeat the growth that was cut off",
+			"the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
 	}
 	if h.unclean {
-		c.add(UncleanShutdown, Warning, x.Name, start, x.Sectors*SectorSize, "Attach it once: it is recovered when it is opened for writing", "the extent is open for writing, or was not closed")
+		c.add(UncleanShutdown, Warning, x.Name, start, x.Sectors*SectorSize, "Attach it once: it is recovered when it is opened for writing",
+			"the extent is open for writing, or was not closed")
 	}
 	s := &sparse{name: x.Name, file: f, h: h, grain: int64(h.grain), sectors: x.Sectors}
 	s.alloc.init(s, size)

@@ -58,7 +58,8 @@ func (c *checker) cowd(f fsx.File, x ExtentLine, start, size int64) error {
 		return c.finding(err, ExtentDamaged, x.Name)
 	}
 	if m == nil {
-		fatal(ExtentDamaged, "Run vmdkctl repair: the header can be rebuilt if the directory is where it always is", "sector 0 is not the header of a COWD extent")
+		fatal(ExtentDamaged, "Run vmdkctl repair: the header can be rebuilt if the directory is where it always is",
+			"sector 0 is not the header of a COWD extent")
 		return nil
 	}
 	bad := len(c.r.Problems)
@@ -79,7 +80,8 @@ func (c *checker) cowd(f fsx.File, x ExtentLine, start, size int64) error {
 		if m.capacity > x.Sectors {
 			sev = Warning
 		}
-		c.add(CapacityDiffers, sev, x.Name, start, whole, "Run vmdkctl repair", "the header maps %d sectors, the descriptor says %d", m.capacity, x.Sectors)
+		c.add(CapacityDiffers, sev, x.Name, start, whole, "Run vmdkctl repair",
+			"the header maps %d sectors, the descriptor says %d", m.capacity, x.Sectors)
 		if sev == Fatal {
 			return nil
 		}
@@ -206,7 +208,8 @@ func (c *checker) cowdTables(m *cowdMap) error {
 	for i, v := range was {
 		if code, ok := bad[i]; ok {
 			sev := map[Code]Severity{TableBeyondEnd: Fatal, MetadataOverlaps: Error}[code]
-			add(code, sev, int64(i)*cowdEntries, cowdEntries, "Restore the extent; vmdkctl repair gives the table up", "grain table %d is said to be at sector %d", i, v)
+			add(code, sev, int64(i)*cowdEntries, cowdEntries, "Restore the extent; vmdkctl repair gives the table up",
+				"grain table %d is said to be at sector %d", i, v)
 		}
 	}
 	collided := map[uint32]bool{}
@@ -218,7 +221,8 @@ func (c *checker) cowdTables(m *cowdMap) error {
 				collided[v] = true
 			}
 			if _, n := m.guest(g, 1); int64(v)*SectorSize+n > m.size {
-				add(GrainCutOff, Warning, g, 1, "Run vmdkctl repair to extend the file with zeros if the rest was never written", "the file ends inside grain %d", g)
+				add(GrainCutOff, Warning, g, 1, "Run vmdkctl repair to extend the file with zeros if the rest was never written",
+					"the file ends inside grain %d", g)
 			}
 		case GrainBeyondCapacity:
 			add(code, Error, g, 1, "Run vmdkctl repair: the entry is cleared", "grain %d lies behind the capacity", g)
@@ -236,7 +240,8 @@ func (c *checker) cowdTables(m *cowdMap) error {
 			}
 			for w := range collided {
 				if d := int64(v) - int64(w); d > -m.grain && d < m.grain {
-					add(GrainShared, Error, g, 1, "Find out whose content it is; vmdkctl repair gives each a place of its own", "grain %d is at sector %d, where another grain is", g, v)
+					add(GrainShared, Error, g, 1, "Find out whose content it is; vmdkctl repair gives each a place of its own",
+						"grain %d is at sector %d, where another grain is", g, v)
 					return
 				}
 			}
@@ -244,7 +249,8 @@ func (c *checker) cowdTables(m *cowdMap) error {
 	}
 	c.r.Allocated += m.stored * SectorSize
 	if top := m.used.top; m.free < top {
-		c.add(FreeSectorLow, Error, m.name, 0, 0, "Run vmdkctl repair before anything else writes", "the header says that sector %d is free, but %d are in use: the next write would overwrite data", m.free, top)
+		c.add(FreeSectorLow, Error, m.name, 0, 0, "Run vmdkctl repair before anything else writes",
+			"the header says that sector %d is free, but %d are in use: the next write would overwrite data", m.free, top)
 	}
 	return err
 }

@@ -107,7 +107,8 @@ func (t *tableChecker) overlaps() {
 		for _, at := range []uint32{v, w} {
 			if bad[at] && at > 1 {
 				off, n := t.guest(int64(i)*int64(t.s.h.gtes), int64(t.s.h.gtes))
-				t.c.add(MetadataOverlaps, Error, t.s.name, off, n, "Run vmdkctl repair: the other copy may be right", "grain table %d at sector %d lies on other metadata", i, at)
+				t.c.add(MetadataOverlaps, Error, t.s.name, off, n, "Run vmdkctl repair: the other copy may be right",
+					"grain table %d at sector %d lies on other metadata", i, at)
 			}
 		}
 	}

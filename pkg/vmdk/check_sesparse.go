@@ -101,27 +101,17 @@ func (c *checker) seHeader(m *seMap, x ExtentLine) (bool, error) {
 	if u64(16) == 0 || u64(16) > uint64(MaxCapacity/SectorSize) {
 		fatal(BadCapacity, "capacity %d sectors is not in 1..%d", u64(16), MaxCapacity/SectorSize)
 	}
-	for i, r := range seRegions {
-		off, n := u64(r.at), u64(r.at+8)
-		limit := uint64(ceilDiv(m.size, SectorSize))
-		if i == seGrains { // they are added when they are needed
-			limit = max(limit, off)
-			n = min(n, 1<<46)
-			m.region[i] = span{int64(min(off, limit)), int64(min(off, limit) + n)}
-		} else {
-			m.region[i] = span{int64(min(off, limit)), int64(min(off, limit) + min(n, limit))}
-		}
-		if off == 0 || off > limit || i != seGrains && n > limit-off {
-			fatal(DirectoryBeyondEnd, "the %s at sector %d of %d sectors is outside the file", r.name, off, n)
-		}
-	}
+	m.findRegions(b, func(r string, off, n uint64) {
+		fatal(DirectoryBeyondEnd, "the %s at sector %d of %d sectors is outside the file", r, off, n)
+	})
 	if len(c.r.Problems) > bad {
 		return false, nil
 	}
 	m.capacity = int64(u64(16))
 	if x.Sectors >= 0 && m.capacity != x.Sectors {
 		sev := map[bool]Severity{true: Fatal, false: Warning}[m.capacity < x.Sectors]
-		c.add(CapacityDiffers, sev, m.name, m.start, whole, "Convert it: the header is right", "the header maps %d sectors, the descriptor says %d", m.capacity, x.Sectors)
+		c.add(CapacityDiffers, sev, m.name, m.start, whole, "Convert it: the header is right",
+			"the header maps %d sectors, the descriptor says %d", m.capacity, x.Sectors)
 	}
 	tables := ceilDiv(m.capacity, seTableEntries*seGrainSectors)
 	for i, need := range map[int]int64{seDirectory: ceilDiv(tables*8, SectorSize), seBitmap: 1, seBackmap: 1, seTables: 1} {
@@ -137,6 +127,23 @@ func (c *checker) seHeader(m *seMap, x ExtentLine) (bool, error) {
 		}
 	}
 	return len(c.r.Problems) == bad || !slices.ContainsFunc(c.r.Problems[bad:], func(p Problem) bool { return p.Severity == Fatal }), nil
+}
+
+// findRegions takes the areas of the file from the header; outside is told of one that does not lie in the file.
+func (m *seMap) findRegions(b []byte, outside func(name string, off, n uint64)) {
+	for i, r := range seRegions {
+		off, n := binary.LittleEndian.Uint64(b[r.at:]), binary.LittleEndian.Uint64(b[r.at+8:])
+		limit := uint64(ceilDiv(m.size, SectorSize))
+		most := limit
+		if i == seGrains { // they are added when they are needed
+			limit, most = max(limit, off), 1<<46
+		}
+		from := min(off, limit)
+		m.region[i] = span{int64(from), int64(from + min(n, most))}
+		if off == 0 || off > limit || i != seGrains && n > limit-off {
+			outside(r.name, off, n)
+		}
+	}
 }
 
 // seVolatile reads the volatile header, and tells whether the journal must be applied.
@@ -258,7 +265,8 @@ func (c *checker) seTables(m *seMap) error {
 			c.add(MetadataOverlaps, Error, m.name, off, n, "Restore the extent", "grain table %d is number %d, as another one", i, index)
 			continue
 		case uint64(index) >= m.freeTable:
-			c.add(FreeTableLow, Error, m.name, off, n, "Convert it", "grain table %d is number %d, but the volatile header says that %d is free: the next new table would overwrite it", i, index, m.freeTable)
+			c.add(FreeTableLow, Error, m.name, off, n, "Convert it",
+				"grain table %d is number %d, but the volatile header says that %d is free: the next new table would overwrite it", i, index, m.freeTable)
 		}
 		seen.add(int64(index), 1)
 		if err := m.read(table, at*SectorSize); err != nil {
@@ -331,7 +339,8 @@ func (c *checker) seBitmap(m *seMap) error {
 		for w := range int64(placeWords) {
 			used := m.used.word(k, w)
 			if free := bits.OnesCount64(used) - bits.OnesCount64(binary.LittleEndian.Uint64(b[w*8:])); free > 0 {
-				c.add(BitmapDiffers, Error, m.name, 0, 0, "Convert it", "of the grains of the file from number %d on %d are in use and free in the bitmap: new ones would overwrite them",
+				c.add(BitmapDiffers, Error, m.name, 0, 0, "Convert it",
+					"of the grains of the file from number %d on %d are in use and free in the bitmap: new ones would overwrite them",
 					k*placePage+w*64, free)
 			}
 		}

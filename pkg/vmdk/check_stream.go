@@ -52,7 +52,8 @@ func (c *checker) stream(f fsx.File, h *header, x ExtentLine, start, size int64)
 	}
 	if x.Sectors >= 0 && int64(h.capacity) != x.Sectors {
 		sev := map[bool]Severity{true: Fatal, false: Warning}[int64(h.capacity) < x.Sectors]
-		c.add(CapacityDiffers, sev, x.Name, start, whole, "Convert it: the header is right", "the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
+		c.add(CapacityDiffers, sev, x.Name, start, whole, "Convert it: the header is right",
+			"the header maps %d sectors, the descriptor says %d", h.capacity, x.Sectors)
 	}
 	if h.version != 3 {
 		c.add(BadVersion, Warning, x.Name, start, whole, "Convert it", "a compressed extent has version 3, this has %d; ESXi refuses it", h.version)
@@ -66,7 +67,8 @@ func (c *checker) stream(f fsx.File, h *header, x ExtentLine, start, size int64)
 		return err
 	}
 	if !ok && m.h.gdOff != gdAtEnd {
-		c.add(DirectoryBeyondEnd, Fatal, x.Name, start, whole, "Run vmdkctl repair, or convert it: its grains are found by reading it from begin to end", "there is no grain directory at sector %d", m.h.gdOff)
+		c.add(DirectoryBeyondEnd, Fatal, x.Name, start, whole,
+			"Run vmdkctl repair, or convert it: its grains are found by reading it from begin to end", "there is no grain directory at sector %d", m.h.gdOff)
 	}
 	if err := c.streamTables(m); err != nil {
 		return err
@@ -171,7 +173,8 @@ func (c *checker) streamFooter(m *streamMap) error {
 	case err != nil:
 		return err
 	case foot == nil && m.h.gdOff == gdAtEnd:
-		c.add(StreamFooterDamaged, Error, m.name, m.start, whole, "Run vmdkctl repair, or convert it: its grains are found by reading it from begin to end",
+		c.add(StreamFooterDamaged, Error, m.name, m.start, whole,
+			"Run vmdkctl repair, or convert it: its grains are found by reading it from begin to end",
 			"the header says that the directory is at the end, but there is no footer: the file was cut off, or is damaged there")
 		return nil
 	case foot == nil:
@@ -236,7 +239,8 @@ func (c *checker) streamTables(m *streamMap) error {
 		}
 		if !ok {
 			off, n := m.guest(int64(i)*int64(m.h.gtes), int64(m.h.gtes))
-			c.add(TableBeyondEnd, Fatal, m.name, off, n, "Convert it: its grains are found by reading it from begin to end", "grain table %d is said to be at sector %d", i, m.gd[i])
+			c.add(TableBeyondEnd, Fatal, m.name, off, n, "Convert it: its grains are found by reading it from begin to end",
+				"grain table %d is said to be at sector %d", i, m.gd[i])
 			continue
 		}
 		for j, v := range gt {
@@ -247,7 +251,8 @@ func (c *checker) streamTables(m *streamMap) error {
 			off, n := m.guest(g, 1)
 			sectors, err := m.record(g, int64(v))
 			if fault.KindOf(err) == fault.Damaged {
-				c.add(StreamGrainDamaged, Error, m.name, off, n, "Run vmdkctl repair: another record may have the grain, else its content is lost", "grain %d: %v", g, err)
+				c.add(StreamGrainDamaged, Error, m.name, off, n, "Run vmdkctl repair: another record may have the grain, else its content is lost",
+					"grain %d: %v", g, err)
 				continue
 			}
 			if err != nil {

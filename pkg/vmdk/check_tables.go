@@ -58,7 +58,8 @@ func (t *tableChecker) compare(i int64, gt, rgt []uint32) {
 			sev = Warning
 		}
 		off, n := t.guest(i*int64(t.s.h.gtes)+int64(first), int64(j-first+1))
-		t.c.add(TableCopiesDiffer, sev, t.s.name, off, n, remedy, "grain table %d and its copy differ in entries %d..%d, first %d and %d", i, first, j, gt[first], rgt[first])
+		t.c.add(TableCopiesDiffer, sev, t.s.name, off, n, remedy,
+			"grain table %d and its copy differ in entries %d..%d, first %d and %d", i, first, j, gt[first], rgt[first])
 	}
 }
 
@@ -93,16 +94,19 @@ func (t *tableChecker) entry(g int64, v uint32) {
 	}
 	switch t.wrong(g, v) {
 	case ZeroEntryNoFlag:
-		bad(ZeroEntryNoFlag, Error, "Run vmdkctl repair if the grain is known to be zeros", "grain %d is marked as zeros, but the header says that the extent has no such grains", g)
+		bad(ZeroEntryNoFlag, Error, "Run vmdkctl repair if the grain is known to be zeros",
+			"grain %d is marked as zeros, but the header says that the extent has no such grains", g)
 		return
 	case GrainBeyondCapacity:
 		bad(GrainBeyondCapacity, Error, "Run vmdkctl repair: the entry is cleared", "grain %d lies behind the capacity", g)
 		return
 	case GrainBeyondEnd:
-		bad(GrainBeyondEnd, Error, "Run vmdkctl repair: the copy of the table may know the place, else the content is lost", "grain %d is said to be at sector %d, behind the end of the file", g, v)
+		bad(GrainBeyondEnd, Error, "Run vmdkctl repair: the copy of the table may know the place, else the content is lost",
+			"grain %d is said to be at sector %d, behind the end of the file", g, v)
 		return
 	case GrainInMetadata:
-		bad(GrainInMetadata, Error, "Run vmdkctl repair: the copy of the table may know the place, else the content is lost", "grain %d is said to be at sector %d, inside the metadata", g, v)
+		bad(GrainInMetadata, Error, "Run vmdkctl repair: the copy of the table may know the place, else the content is lost",
+			"grain %d is said to be at sector %d, inside the metadata", g, v)
 		return
 	}
 	if v == 1 {
@@ -115,7 +119,8 @@ func (t *tableChecker) entry(g int64, v uint32) {
 		}
 	}
 	if at%grain != 0 {
-		bad(GrainUnaligned, Warning, "Run vmdkctl repair, or convert the disk when convenient", "grain %d is at sector %d, not a multiple of %d", g, v, grain)
+		bad(GrainUnaligned, Warning, "Run vmdkctl repair, or convert the disk when convenient",
+			"grain %d is at sector %d, not a multiple of %d", g, v, grain)
 	}
 	if !t.used.add(v) && len(t.collided) < maxProblems {
 		t.collided[v] = struct{}{}

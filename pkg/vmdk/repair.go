@@ -155,7 +155,8 @@ func worse(before, after *Report) error {
 	for _, p := range after.Problems {
 		// What a fatal defect hid is seen only now.
 		if p.Severity >= Error && !had[p.Code] && !fatal {
-			return fault.New(fault.Precondition, "repair the disk from a backup, or convert what is readable", "nothing was changed: the repair would leave another defect: %s", p)
+			return fault.New(fault.Precondition, "repair the disk from a backup, or convert what is readable",
+				"nothing was changed: the repair would leave another defect: %s", p)
 		}
 	}
 	return nil

@@ -75,16 +75,8 @@ func (r *repairer) cowdHeader(f fsx.File, x *ExtentLine, start, size int64) (*co
 	if m.version != 1 {
 		return nil, nil
 	}
-	if m.capacity != x.Sectors && r.asked(CapacityDiffers) {
-		to := *m
-		to.capacity, to.used = x.Sectors, newPlaceSet()
-		if to.coherent() {
-			r.did(CapacityDiffers, x.Name, 1, "the header says %d sectors as the descriptor", x.Sectors)
-			if err := errors.Join(m.put(12, uint32(x.Sectors)), m.put(24, uint32(to.numGTs())), f.Datasync()); err != nil {
-				return nil, err
-			}
-			m.capacity = x.Sectors
-		}
+	if err := r.cowdCapacity(m, x.Sectors); err != nil {
+		return nil, err
 	}
 	if m.capacity < x.Sectors {
 		return nil, nil
@@ -115,6 +107,18 @@ func (r *repairer) cowdHeader(f fsx.File, x *ExtentLine, start, size int64) (*co
 		return nil, err
 	}
 	return m, err
+}
+
+// cowdCapacity makes the header say what the descriptor says, if everything in the extent is right then.
+func (r *repairer) cowdCapacity(m *cowdMap, sectors int64) error {
+	to := *m
+	to.capacity, to.used = sectors, newPlaceSet()
+	if m.capacity == sectors || !r.asked(CapacityDiffers) || !to.coherent() {
+		return nil
+	}
+	r.did(CapacityDiffers, m.name, 1, "the header says %d sectors as the descriptor", sectors)
+	m.capacity, m.directories = sectors, to.numGTs()
+	return errors.Join(m.put(12, uint32(sectors)), m.put(24, uint32(to.numGTs())), m.file.Datasync())
 }
 
 // coherent tells that with these numbers every entry of the extent is right; it must not be used afterwards.

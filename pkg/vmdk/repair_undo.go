@@ -184,7 +184,8 @@ func undoRepair(d fsx.Dir, undo string) error {
 	}
 	defer locks.close()
 	if desc, _, err := readDescriptor(d, records[0].Link); err == nil && !slices.Contains(records[0].CIDs, desc.CID()) {
-		return fault.New(fault.Precondition, "keep the disk as it is; remove the undo file", "the disk was written after the repair: its content ID is %s", desc.CID())
+		return fault.New(fault.Precondition, "keep the disk as it is; remove the undo file",
+			"the disk was written after the repair: its content ID is %s", desc.CID())
 	}
 	files := map[string]fsx.File{}
 	defer func() {
