@@ -115,10 +115,14 @@ func (t DiskType) Sparse() bool {
 	return t == TwoGbMaxExtentSparse || t == MonolithicSparse || t == VMFSSparse
 }
 
-// MaxSize is the most bytes of a disk of the type: sparse types of one file hold what 32-bit entries reach.
+// MaxSize is the most bytes of a disk of the type: sparse types of one file hold what 32-bit entries reach, and a descriptor
+// names so many files.
 func (t DiskType) MaxSize() int64 {
-	if t == MonolithicSparse || t == VMFSSparse {
+	switch t {
+	case MonolithicSparse, VMFSSparse:
 		return MaxSingleSparse
+	case TwoGbMaxExtentFlat:
+		return MaxSplitFlat
 	}
 	return MaxCapacity
 }
@@ -133,6 +137,8 @@ const (
 	CapacityUnit int64 = 1 << 20
 	// MaxSingleSparse is the most that one sparse extent holds.
 	MaxSingleSparse int64 = 2040 << 30
+	// MaxSplitFlat is the most that 4095 files of 2047 MiB hold.
+	MaxSplitFlat int64 = 4095 * 2047 << 20
 )
 
 // DiskSpec is what a disk is asked to be. Two requests with one Name must agree in everything.

@@ -32,7 +32,7 @@ func (s DiskSpec) Normalize() (DiskSpec, error) {
 		return s, fault.New(fault.Invalid, "Use diskFormat thin, or diskType monolithicFlat.",
 			"diskType %s is always thin, diskFormat %s contradicts it", s.Type, s.Format)
 	case s.Size > s.Type.MaxSize() && s.Size <= MaxCapacity:
-		return s, fault.New(fault.OutOfRange, "Use diskType twoGbMaxExtentSparse.", "a disk of %d bytes: diskType %s holds at most %d",
+		return s, fault.New(fault.OutOfRange, "Use diskType twoGbMaxExtentSparse or monolithicFlat.", "a disk of %d bytes: diskType %s holds at most %d",
 			s.Size, s.Type, s.Type.MaxSize())
 	}
 	if err := s.normalizeSource(); err != nil {

@@ -149,6 +149,7 @@ func createRefuses(t *testing.T, s Subject) {
 		{"half a MiB more", func(d *host.DiskSpec) { d.Size += mib / 2 }, fault.Invalid},
 		{"a format", func(d *host.DiskSpec) { d.Format = "chubby" }, fault.Invalid},
 		{"a type", func(d *host.DiskSpec) { d.Type = "streamOptimized" }, fault.Invalid},
+		{"a size of too many files", func(d *host.DiskSpec) { d.Type, d.Size = host.TwoGbMaxExtentFlat, host.MaxSplitFlat+mib }, fault.OutOfRange},
 		{"a size too large for one sparse file", func(d *host.DiskSpec) { d.Type, d.Size = host.VMFSSparse, host.MaxSingleSparse+mib }, fault.OutOfRange},
 		{"sparse and thick", func(d *host.DiskSpec) { d.Type, d.Format = host.TwoGbMaxExtentSparse, host.ZeroedThick }, fault.Invalid},
 		{"a datastore", func(d *host.DiskSpec) { d.Datastore = "nowhere" }, fault.NotFound},
