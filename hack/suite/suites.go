@@ -38,7 +38,7 @@ func suites() []suite {
 				"./cmd/...", "./pkg/...", "./internal/...", "./charts/...", "./hack/...", "./test/upstream"}},
 		{name: "crash", stage: 2, about: "crash enumeration, failing operations and the tree of disks in full; a worker's walls, which need a program without cgo",
 			env:    []string{"CGO_ENABLED=0", "VMDK_CSI_CHAIN=full"},
-			goTest: []string{"-timeout=30m", noVet, "./internal/crash", "./internal/sys", "./pkg/vmdk/chain", "./pkg/volume"}},
+			goTest: []string{"-timeout=30m", noVet, "./internal/crash", "./internal/sys", "./pkg/vmdk", "./pkg/vmdk/chain", "./pkg/volume"}},
 		{name: "sanity", stage: 2, about: "csi-sanity against the local and the Kubernetes adapter",
 			env: []string{"CGO_ENABLED=0"}, goTest: []string{"-timeout=15m", noVet, "./test/sanity/..."}},
 		{name: "takeover", stage: 3, about: "kill -9 of worker, hostd and node plugin under verified load",

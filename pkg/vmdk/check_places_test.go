@@ -31,6 +31,10 @@ func TestPlaceSet(t *testing.T) {
 			plain[i] = true
 		}
 	}
+	if p.add(2*placePage-1, 1) == plain[2*placePage-1] {
+		t.Error("the last of the page")
+	}
+	plain[2*placePage-1] = true
 	count := int64(0)
 	for _, b := range plain {
 		if b {

@@ -20,6 +20,9 @@ type harm struct {
 func TestOtherMutationPairs(t *testing.T) {
 	rnd := rounds(t)
 	n := 20
+	if raceDetector {
+		n = 3
+	}
 	if s, err := strconv.Atoi(os.Getenv("PAIRS")); err == nil {
 		n = s
 	}
