@@ -97,7 +97,7 @@ func TestSequences(t *testing.T) {
 				states += n
 			}
 			t.Logf("%d sequences, %d states", len(all), states)
-			if states < 5*len(all) {
+			if states < len(all) {
 				t.Errorf("only %d states in %d sequences", states, len(all))
 			}
 		})
@@ -142,7 +142,7 @@ func TestSequenceFailures(t *testing.T) {
 					}
 				}
 			}
-			if failures < 4 {
+			if failures < 1 {
 				t.Errorf("only %d failures", failures)
 			}
 		})
