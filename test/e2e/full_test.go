@@ -57,13 +57,15 @@ func full(t *testing.T) {
 	}
 }
 
-// fullMerge: what lies between two snapshots has to move into the link below it, for which there is no room.
+// fullMerge: what lies between two snapshots has to move into a neighbour, below or above, and for neither there is room.
 func (e *env) fullMerge(node, filler string) {
 	e.t.Helper()
 	d := e.diskOf("c")
+	e.ready("in-use")
+	e.exec("p", "rm -f /data/x1; dd if=/dev/urandom of=/data/more bs=1M count=5 conv=fsync 2>/dev/null")
 	e.snapshot("below", "c", "e2e")
 	e.ready("below")
-	e.exec("p", "rm -f /data/x1; dd if=/dev/urandom of=/data/blob bs=1M count=8 conv=fsync 2>/dev/null")
+	e.exec("p", "dd if=/dev/urandom of=/data/blob bs=1M count=6 conv=fsync 2>/dev/null")
 	want := e.exec("p", readSum)
 	e.snapshot("above", "c", "e2e")
 	e.ready("above")
