@@ -15,8 +15,7 @@ const exhaustive = 10
 // what was synced, with any subset of what was not. Points at which an operation was added give the subsets that hold
 // it, points at which a promise was made (Mark) all subsets again. At most limit states per point: every subset if that
 // is enough for up to ten unsynced operations, else a sample that always holds none, all, each one alone and all but
-// one as far as limit allows; writes of several sectors are torn besides. A state that was found since the last event is not
-// yielded again. The same log and seed give the same states.
+// one as far as limit allows; writes of several sectors are torn besides. The same log and seed give the same states.
 func (s *FS) Crashes(limit int, seed int64) iter.Seq[*FS] { return s.CrashesFrom(0, limit, seed) }
 
 // CrashesFrom is Crashes without the points before position from of the log (see Position).
@@ -30,8 +29,7 @@ func (s *FS) CrashesFrom(from, limit int, seed int64) iter.Seq[*FS] {
 		}
 		r := &replay{
 			opts: opts, durable: base.clone(), limit: max(limit, 2), seed: seed, yield: yield,
-			rng:     rand.New(rand.NewPCG(uint64(seed), 0x766d646b)),
-			printer: newPrinter(), seen: map[uint64]bool{},
+			rng: rand.New(rand.NewPCG(uint64(seed), 0x766d646b)),
 		}
 		if from == 0 && !r.emit(nil, -1, "") {
 			return
@@ -70,9 +68,6 @@ type replay struct {
 	rng     *rand.Rand
 	quiet   bool // this point is not asked for
 	yield   func(*FS) bool
-
-	printer *printer
-	seen    map[uint64]bool // fingerprints of the states that were found since the last event
 }
 
 type pendingOp struct {
@@ -85,7 +80,6 @@ func (r *replay) next(op *Op) bool {
 	switch op.Kind {
 	case opEvent:
 		r.events = append(r.events, op.event)
-		clear(r.seen) // the same state is judged by something else now
 		return !op.mark || r.subsets(false)
 	case OpDatasync, OpSync:
 		r.sync(op)
@@ -224,11 +218,6 @@ func (r *replay) emit(keep []bool, torn int, how string) bool {
 		}
 	}
 	t.recount()
-	if sum := r.printer.print(t); r.seen[sum] {
-		return true
-	} else {
-		r.seen[sum] = true
-	}
 	s := fromTree(r.opts, t)
 	s.events = r.events[:len(r.events):len(r.events)]
 	var text strings.Builder

@@ -358,29 +358,6 @@ func TestCrashesFrom(t *testing.T) {
 	}
 }
 
-// TestNoStateTwice: a state is yielded once for what was promised, and again after the next promise.
-func TestNoStateTwice(t *testing.T) {
-	fs := sim.New(sim.Options{})
-	fs.Record()
-	f := create(t, fs.Root(), "f") // nothing of it survives without its name
-	for i := range 4 {
-		write(t, f, "x", int64(i))
-	}
-	fs.Mark("promised")
-	states := map[string]int{}
-	for c := range fs.Crashes(1024, 1) {
-		states[fmt.Sprint(len(c.Events()), files("f")(c))]++
-	}
-	for state, n := range states {
-		if n > 1 {
-			t.Errorf("%s: %d times", state, n)
-		}
-	}
-	if len(states) != 2*(1+1<<4) { // no name, or a name and any of the writes
-		t.Errorf("%d states", len(states))
-	}
-}
-
 // TestSparseIsCheap: crash states of a large disk cost what was written, not its size.
 func TestSparseIsCheap(t *testing.T) {
 	fs := sim.New(sim.Options{})
