@@ -10,9 +10,10 @@ import (
 
 // OpenDevice opens a block device, or a regular file in its place, by a path that an administrator gave: links on the way are
 // followed. Stat tells the device's size. Flags are ReadWrite, and Exclusive, with which a device that is mounted, or that
-// somebody else has so, is fault.InUse (open(2), O_EXCL). A device has no holes that can be found, and cannot be resized.
+// somebody else has so, is fault.InUse (open(2), O_EXCL), and Direct, with which nothing goes through this machine's page
+// cache, parts of blocks included. A device has no holes that can be found, and cannot be resized.
 func OpenDevice(path string, flag Flag) (File, error) {
-	if flag&^(ReadWrite|Exclusive) != 0 {
+	if flag&^(ReadWrite|Exclusive|Direct) != 0 {
 		return nil, fault.New(fault.Invalid, "", "open flags %#x for device %s", int(flag), path)
 	}
 	flags := unix.O_RDONLY
@@ -21,6 +22,9 @@ func OpenDevice(path string, flag Flag) (File, error) {
 	}
 	if flag&Exclusive != 0 {
 		flags |= unix.O_EXCL
+	}
+	if flag&Direct != 0 {
+		return openDirectDevice(path, flags, flag&ReadWrite != 0)
 	}
 	fd, err := noEINTR1(func() (int, error) { return unix.Open(path, flags|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0) })
 	if errors.Is(err, unix.EBUSY) {

@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -19,13 +21,19 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestConformanceDirect: the LUN is a file of a real file system, open with O_DIRECT.
+// TestConformanceDirect: the LUN is a file that stands for a block device, open as one is: nothing goes through the page cache.
 func TestConformanceDirect(t *testing.T) {
 	fsxtest.Run(t, func(t *testing.T) fsx.Dir {
-		root, err := fsx.OpenRoot(t.TempDir())
+		path := filepath.Join(t.TempDir(), "lun")
+		must(t, os.WriteFile(path, nil, 0o600), os.Truncate(path, 128<<20))
+		lun, err := fsx.OpenDevice(path, fsx.ReadWrite|fsx.Direct)
 		must(t, err)
-		t.Cleanup(func() { root.Close() })
-		return formatted(t, root, 128<<20, store.FormatOptions{}).Root()
+		t.Cleanup(func() { lun.Close() })
+		_, err = store.Format(lun, store.FormatOptions{})
+		must(t, err)
+		s, err := store.Open(lun, store.Options{})
+		must(t, err)
+		return s.Root()
 	})
 }
 
