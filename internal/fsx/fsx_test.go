@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -190,6 +191,44 @@ func TestWithoutLocks(t *testing.T) {
 		if err := check.Run(fsx.WithoutLocks(sub)); err != nil {
 			t.Errorf("%s: %v", check.Name, err)
 		}
+	}
+}
+
+// TestLockEndsWithClose: also while another process still has a copy of the descriptor, as every child has between fork and exec.
+func TestLockEndsWithClose(t *testing.T) {
+	d, path := root(t)
+	f := open(t, d, "f", fsx.ReadWrite|fsx.Create)
+	if err := f.Lock(fsx.LockWrite); err != nil {
+		t.Fatal(err)
+	}
+	copies := 0
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err != nil || to != filepath.Join(path, "f") {
+			continue
+		}
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := unix.Dup(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(c)
+		copies++
+	}
+	if copies == 0 {
+		t.Fatal("the file's descriptor was not found")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, d, "f", fsx.ReadWrite).Lock(fsx.LockWrite); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -220,6 +220,14 @@ func (f *osFile) Close() error {
 	if f.fd < 0 {
 		return nil
 	}
+	// Not by closing: while some goroutine starts a program, its child holds a copy of every descriptor until it executes, and
+	// with it locks that belong to the open file (fcntl(2), F_OFD_SETLK).
+	f.lockMu.Lock()
+	if f.locked != (lockState{}) {
+		_ = f.setLock(ownByte, unix.F_UNLCK)
+		f.releaseLocks(lockState{})
+	}
+	f.lockMu.Unlock()
 	err := unix.Close(f.fd)
 	f.fd = -1
 	if f.directFD >= 0 {
