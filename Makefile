@@ -1,7 +1,7 @@
 # Two targets do everything on a fresh Debian or Ubuntu machine, as root: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test test-% test-upstream crash-long fuzz bench setup build images generate lint fmt clean
+.PHONY: help demo demo-down test test-% test-upstream crash-long peer-long fuzz bench setup build images generate lint fmt clean
 
 ##@ For everybody
 help: ## show this list
@@ -26,6 +26,9 @@ test-upstream: ## run every storage test of Kubernetes that the driver can do; w
 crash-long: ## crash enumeration of all sequences of three deeds on every kind of disk, and of DEEDS=5 in samples (hours)
 	@VMDK_CSI_CHAIN=long go test ./pkg/vmdk/chain -v -timeout 24h -run 'TestSequences'
 	@VMDK_CSI_CHAIN=long DEEDS=$${DEEDS:-5} go test ./pkg/vmdk/chain -v -timeout 24h -run 'TestSequences'
+
+peer-long: ## COUNT=1000 random sequences on every format (KIND=type: on one) against qemu and libvmdk; SEED=n replays (minutes)
+	@hack/peers.sh
 
 fuzz: ## run every fuzz target for FUZZTIME each (60s)
 	@hack/fuzz.sh

@@ -92,6 +92,7 @@ type changeCase struct {
 	lower int
 	dir   chain.Direction // "": a snapshot
 	short bool            // two links only
+	child vmdk.Type       // of all links but the base; "": twoGbMaxExtentSparse
 }
 
 func (k changeCase) links() int {
@@ -113,11 +114,11 @@ func changeCases() []changeCase {
 	}{{"sparse", sparse, 0}, {"flat", flat, 512 << 10}, {"embedded", embedded, 448<<10 + 1024}} {
 		for lower := range 2 {
 			for _, dir := range []chain.Direction{chain.Down, chain.Up} {
-				all = append(all, changeCase{fmt.Sprintf("%s-%d-%s", b.name, lower, dir), b.p, b.grow, lower, dir, false})
+				all = append(all, changeCase{fmt.Sprintf("%s-%d-%s", b.name, lower, dir), b.p, b.grow, lower, dir, false, ""})
 			}
 		}
 		for _, dir := range []chain.Direction{chain.Down, chain.Up} {
-			all = append(all, changeCase{fmt.Sprintf("%s-base-%s", b.name, dir), b.p, b.grow, 0, dir, true})
+			all = append(all, changeCase{fmt.Sprintf("%s-base-%s", b.name, dir), b.p, b.grow, 0, dir, true, ""})
 		}
 	}
 	return all
@@ -265,7 +266,7 @@ func (h *changed) snapshot() error {
 		}
 	}
 	name := fmt.Sprintf("disk-%06d.vmdk", last+1)
-	return h.c.Snapshot(context.Background(), chain.SnapshotParams{Child: name, Commit: func(parent, child *vmdk.Info) error {
+	return h.c.Snapshot(context.Background(), chain.SnapshotParams{Child: name, Type: h.k.child, Commit: func(parent, child *vmdk.Info) error {
 		next := manifest{Refs: refsOf(h.c), Kept: append(slices.Clone(h.m.Kept), sha256.Sum256(h.want))}
 		next.Refs = append(next.Refs, chain.Ref{Name: child.Name, Type: child.Type, Size: child.Capacity, Mend: true})
 		return h.commit(next)

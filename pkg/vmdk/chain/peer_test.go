@@ -40,8 +40,14 @@ func command(name string, args ...string) (string, error) {
 
 func (d *disk) head() string { return filepath.Join(d.path, d.refs[len(d.refs)-1].Name) }
 
-// qemuReads compares what qemu-img reads with what must be there, and its map with ours.
+// qemuReads compares what qemu-img reads (qemuConverts) with what must be there, and its map with ours (qemuMaps).
 func (d *disk) qemuReads() {
+	d.t.Helper()
+	d.qemuConverts()
+	d.qemuMaps()
+}
+
+func (d *disk) qemuConverts() {
 	d.t.Helper()
 	raw := filepath.Join(d.path, "out.raw")
 	tool(d.t, "qemu-img", "convert", "-f", "vmdk", "-O", "raw", d.head(), raw)
@@ -53,7 +59,6 @@ func (d *disk) qemuReads() {
 		d.t.Fatal(err)
 	}
 	same(d.t, "qemu-img convert", got, d.want, 0)
-	d.qemuMaps()
 }
 
 // piece is a run of `qemu-img map --output=json`.
@@ -119,12 +124,14 @@ func (d *disk) qemuWrites(n int) {
 	d.makeTables()
 	args := []string{"-f", "vmdk"}
 	size, unit := int64(len(d.want)), int64(512)
-	if len(d.refs) > 1 && len(d.extents()) > 1 {
-		unit = 65536
+	if xs := d.extents(); len(d.refs) > 1 && len(xs) > 1 {
+		for _, x := range xs {
+			unit = max(unit, x.GrainSize)
+		}
 	}
 	for range n {
 		off := d.r.Int64N(size/unit) * unit
-		k := min((d.r.Int64N(102400/unit)+1)*unit, size-off)
+		k := min((d.r.Int64N(max(102400/unit, 1))+1)*unit, size-off)
 		fill := byte(d.r.IntN(255) + 1)
 		args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", fill, off, k))
 		for i := range d.want[off : off+k] {

@@ -19,7 +19,7 @@ import (
 // deeds are what sequences are made of.
 var deeds = []string{"new grain", "copy on write", "overwrite", "discard", "zero", "flush", "snapshot", "merge down", "merge up", "expand", "reopen"}
 
-// sequenceBases are the kinds of base on which they run; the links above are twoGbMaxExtentSparse.
+// sequenceBases are the kinds of base on which they run, each under links of every kind in childTypes.
 var sequenceBases = []struct {
 	name string
 	p    vmdk.CreateParams
