@@ -38,7 +38,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"pause p99, engine, 1 TiB", "linked restore, 64 GiB", "full copy", "merge up", "merge of the live head"} {
+	for _, want := range []string{"pause p99, engine, 1 TiB", "linked restore, 64 GiB", "full copy", "merge up", "merge of the live head", "new grains, flushed each, depth 64", "callers: 2", "full, memory"} {
 		if !strings.Contains(string(printed), want) || !strings.Contains(string(written), want) {
 			t.Errorf("no %q in\n%s\n%s", want, printed, written)
 		}

@@ -53,9 +53,9 @@ func measureForeground(ctx context.Context, b *bench) (part, error) {
 		}
 		for _, q := range []float64{50, 99} {
 			p.rows = append(p.rows, row{fmt.Sprintf("write p%.0f, %s", q, x.what), duration(percentile(during.latencies, q)),
-				"no merge", duration(percentile(without.latencies, q))})
+				"no merge", duration(percentile(without.latencies, q)), nil})
 		}
-		p.rows = append(p.rows, row{"writes, " + x.what, value{during.rate(), "/s"}, "no merge", value{without.rate(), "/s"}})
+		p.rows = append(p.rows, row{"writes, " + x.what, value{during.rate(), "/s"}, "no merge", value{without.rate(), "/s"}, nil})
 	}
 	return p, nil
 }

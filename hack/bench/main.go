@@ -40,6 +40,7 @@ var sections = []section{
 	{"merge", measureMerge},
 	{"foreground", measureForeground},
 	{"convert", measureConvert},
+	{"engine", measureEngine},
 }
 
 func main() {

@@ -30,8 +30,8 @@ func measureMerge(ctx context.Context, b *bench) (part, error) {
 	}
 	at := func(way string) value { return value{speed(amount, median(times[way])), "MiB/s"} }
 	p.rows = []row{
-		{"merge down, into the lower link", at("down"), "qemu-img commit", at("commit")},
-		{"merge up, into the upper link", at("up"), "qemu-img commit", at("commit")},
+		{"merge down, into the lower link", at("down"), "qemu-img commit", at("commit"), nil},
+		{"merge up, into the upper link", at("up"), "qemu-img commit", at("commit"), nil},
 	}
 	return p, nil
 }

@@ -156,7 +156,7 @@ func (b *bench) fullCopies(ctx context.Context, amount int64, rounds int) (r row
 		}
 		theirs = append(theirs, t)
 	}
-	return row{"full copy", value{speed(amount, median(ours)), "MiB/s"}, "qemu-img convert", value{speed(amount, median(theirs)), "MiB/s"}}, nil
+	return row{"full copy", value{speed(amount, median(ours)), "MiB/s"}, "qemu-img convert", value{speed(amount, median(theirs)), "MiB/s"}, nil}, nil
 }
 
 // Convert is the peer of a full copy.

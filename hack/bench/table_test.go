@@ -8,8 +8,8 @@ import (
 
 func someParts() []part {
 	return []part{{title: "Pause", about: "A snapshot under load.", rows: []row{
-		{what: "p50", ours: duration(2500 * time.Microsecond), beside: "1 GiB", theirs: duration(2 * time.Millisecond)},
-		{what: "rate", ours: value{123.4, "MiB/s"}},
+		{what: "p50", ours: duration(2500 * time.Microsecond), beside: "1 GiB", theirs: duration(2 * time.Millisecond), goal: atLeast(1.3)},
+		{what: "rate", ours: value{123.4, "MiB/s"}, goal: atMost(value{100, "MiB/s"})},
 		{what: "late", ours: duration(time.Second), beside: "nothing", theirs: value{0, "ms"}},
 	}}}
 }
@@ -19,10 +19,10 @@ func TestText(t *testing.T) {
 	if err := writeText(&b, someParts()); err != nil {
 		t.Fatal(err)
 	}
-	want := `MEASURED      VALUE  BESIDE   ITS VALUE  RATIO
-p50         2.50 ms  1 GiB      2.00 ms   1.25
-rate      123 MiB/s  -                -      -
-late        1000 ms  nothing    0.00 ms      -
+	want := `MEASURED      VALUE  BESIDE   ITS VALUE  RATIO  TARGET
+p50         2.50 ms  1 GiB      2.00 ms   1.25  ratio 1.30, reached
+rate      123 MiB/s  -                -      -  at most 100 MiB/s, MISSED
+late        1000 ms  nothing    0.00 ms      -  -
 `
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
@@ -36,11 +36,11 @@ func TestMarkdown(t *testing.T) {
 
 A snapshot under load.
 
-| measured | value | beside | its value | ratio |
-|---|--:|---|--:|--:|
-| p50 | 2.50 ms | 1 GiB | 2.00 ms | 1.25 |
-| rate | 123 MiB/s |  |  |  |
-| late | 1000 ms | nothing | 0.00 ms |  |
+| measured | value | beside | its value | ratio | target |
+|---|--:|---|--:|--:|---|
+| p50 | 2.50 ms | 1 GiB | 2.00 ms | 1.25 | ratio 1.30, reached |
+| rate | 123 MiB/s |  |  |  | at most 100 MiB/s, MISSED |
+| late | 1000 ms | nothing | 0.00 ms |  |  |
 
 `
 	if b.String() != want {

@@ -49,9 +49,9 @@ func Inherited() Files {
 // scratchFD is where a Supervisor puts the scratch file.
 const scratchFD = 7
 
-// procs is GOMAXPROCS of a worker. Its threads sit in system calls most of the time, and a thread that comes back must not
+// Procs is GOMAXPROCS of a worker. Its threads sit in system calls most of the time, and a thread that comes back must not
 // wait for the scheduler to notice (tens of microseconds a request).
-const procs = 40
+const Procs = 40
 
 // configDeadline bounds the wait for a supervisor that was killed while it started us.
 const configDeadline = 30 * time.Second
@@ -65,7 +65,7 @@ func Main(ctx context.Context, p Params) error {
 	if p.Open == nil {
 		p.Open = OpenChain
 	}
-	runtime.GOMAXPROCS(max(procs, runtime.NumCPU()))
+	runtime.GOMAXPROCS(max(Procs, runtime.NumCPU()))
 	ctl, err := newLink(p.Files.Control)
 	if err != nil {
 		return err
