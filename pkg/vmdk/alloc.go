@@ -28,8 +28,12 @@ type allocator struct {
 // GrainRun is a run of grains that were given up.
 type GrainRun struct{ sector, grains int64 }
 
-// growSectors is how much the file is extended at once: one metadata operation per 16 MiB.
-const growSectors = 16 << 20 / SectorSize
+// A file is extended by a quarter of its size, within these limits, and the space is allocated in one piece: a write that
+// allocates its own blocks keeps all others of the file waiting (ext4, XFS), and a file that grew by scattered grains is in pieces.
+const (
+	minGrowSectors = 1 << 20 / SectorSize
+	maxGrowSectors = 16 << 20 / SectorSize
+)
 
 func (a *allocator) init(s *sparse, size int64) {
 	a.s = s
@@ -73,9 +77,14 @@ func (a *allocator) reach(to int64) error {
 	if to <= a.end {
 		return nil
 	}
-	end := min(roundUp(to+growSectors, a.s.grain), maxFileSectors)
+	end := min(roundUp(to+min(max(a.end/4, minGrowSectors), maxGrowSectors), a.s.grain), maxFileSectors)
 	if err := a.s.file.Truncate(end * SectorSize); err != nil {
 		return fault.Wrap(err, "extent %s: extend", a.s.name)
+	}
+	// Without room for all of it the grains are allocated as they are written, and the write that finds none fails.
+	err := a.s.file.Allocate(a.end*SectorSize, (end-a.end)*SectorSize)
+	if k := fault.KindOf(err); err != nil && k != fault.NoSpace && k != fault.Unsupported {
+		return fault.Wrap(err, "extent %s: allocate", a.s.name)
 	}
 	if a.s.h.cowd != nil {
 		if err := a.s.cowdFree(end); err != nil {

@@ -43,7 +43,8 @@ func written(t *testing.T, p CreateParams) fsx.Dir {
 	f := e.Freeze()
 	must(e.SyncData())
 	must(f.WriteTables())
-	must(f.SyncTables())
+	_, err = f.SyncTables()
+	must(err)
 	f.Thaw()
 	must(l.CloseClean())
 	return d

@@ -108,7 +108,8 @@ func fillExtent(t *testing.T, e *Extent) {
 	f := e.Freeze()
 	must(e.SyncData())
 	must(f.WriteTables())
-	must(f.SyncTables())
+	_, err := f.SyncTables()
+	must(err)
 	f.Thaw()
 }
 

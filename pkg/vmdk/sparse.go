@@ -35,13 +35,14 @@ type sparse struct {
 	begun atomic.Bool // this open has set uncleanShutdown durably
 
 	alloc allocator
+	pages tablePages
 }
 
 // table is a grain table in memory. entries are read and written atomically; the rest is guarded by sparse.mu.
 type table struct {
 	entries  []uint32
 	dirty    uint32 // bit per 512-byte sector of the table
-	flushing bool   // a frozen copy is on its way to disk: reading it back could see the old one
+	flushing int    // frozen copies on their way to disk: reading it back could see an old one
 	reserved bool   // space of the table is taken, so that its write-back cannot meet ENOSPC
 }
 
@@ -143,7 +144,7 @@ func (s *sparse) evict() {
 	for tries := len(s.ring); len(s.ring) >= maxTables && tries > 0; tries-- {
 		i := s.ring[0]
 		s.ring = s.ring[1:]
-		if t := s.tables[i].Load(); t.dirty != 0 || t.flushing {
+		if t := s.tables[i].Load(); t.dirty != 0 || t.flushing > 0 {
 			s.ring = append(s.ring, i)
 			continue
 		}

@@ -182,6 +182,9 @@ type Frozen struct {
 	freed  []GrainRun
 }
 
+// Extent is whose tables they are.
+func (f *Frozen) Extent() *Extent { return f.e }
+
 type frozenTable struct {
 	i    int64
 	mask uint32
@@ -189,7 +192,8 @@ type frozenTable struct {
 }
 
 // Freeze takes what was changed since the last Freeze. The caller keeps changes away for the moment, then syncs the
-// data, then calls WriteTables, then SyncTables, then Thaw. nil if nothing was changed.
+// data, then calls WriteTables, then SyncTables, then Thaw. The next Freeze may come before that SyncTables, which then also syncs
+// that one's data; its WriteTables may not. nil if nothing was changed.
 func (e *Extent) Freeze() *Frozen {
 	s := e.sp
 	if s == nil {
@@ -205,7 +209,8 @@ func (e *Extent) Freeze() *Frozen {
 			binary.LittleEndian.PutUint32(b[j*4:], v)
 		}
 		f.tables = append(f.tables, frozenTable{int64(i), t.dirty, b})
-		t.dirty, t.flushing = 0, true
+		t.dirty = 0
+		t.flushing++
 	}
 	clear(s.dirty)
 	if len(f.tables) == 0 && len(f.freed) == 0 {
@@ -215,43 +220,14 @@ func (e *Extent) Freeze() *Frozen {
 	return f
 }
 
-// WriteTables writes the frozen sectors, all redundant copies before all primaries.
-func (f *Frozen) WriteTables() error {
-	s := f.e.sp
-	copies := 1
-	if s.rgd != nil {
-		copies = 2
-	}
-	for c := range copies {
-		for _, t := range f.tables {
-			s.mu.Lock()
-			at := s.copies(t.i)[c]
-			s.mu.Unlock()
-			for lo := 0; lo < len(t.data)/SectorSize; {
-				if t.mask>>lo&1 == 0 {
-					lo++
-					continue
-				}
-				hi := lo
-				for hi < len(t.data)/SectorSize && t.mask>>hi&1 == 1 {
-					hi++
-				}
-				if _, err := s.file.WriteAt(t.data[lo*SectorSize:hi*SectorSize], at+int64(lo)*SectorSize); err != nil {
-					return fault.Wrap(err, "extent %s: write grain table %d", s.name, t.i)
-				}
-				lo = hi
-			}
-		}
-	}
-	return nil
-}
-
-// SyncTables makes the written tables durable.
-func (f *Frozen) SyncTables() error {
+// SyncTables makes the written tables durable, and with them all data of the extent that was written before; synced tells whether there
+// was anything to sync.
+func (f *Frozen) SyncTables() (synced bool, err error) {
 	if len(f.tables) == 0 {
-		return nil
+		return false, nil
 	}
-	return fault.Wrap(f.e.sp.file.Datasync(), "extent %s: sync grain tables", f.e.Name)
+	f.e.unsynced.Store(false) // before: what is written meanwhile sets it again
+	return true, fault.Wrap(f.e.sp.file.Datasync(), "extent %s: sync grain tables", f.e.Name)
 }
 
 // Thaw tells that everything frozen is durable: tables may be evicted, and freed grains wait for Reclaim.
@@ -260,7 +236,7 @@ func (f *Frozen) Thaw() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range f.tables {
-		s.tables[t.i].Load().flushing = false
+		s.tables[t.i].Load().flushing--
 	}
 	s.alloc.durable(f.freed)
 }

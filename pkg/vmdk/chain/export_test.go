@@ -7,3 +7,10 @@ func SetPiece(piece, commit int64) (restore func()) {
 	pieceBytes, commitEvery = piece, commit
 	return func() { pieceBytes, commitEvery = p, c }
 }
+
+// FlushWaits tells that a flush waits for the one that runs, and others can still join it.
+func (c *Chain) FlushWaits() bool {
+	c.flushMu.Lock()
+	defer c.flushMu.Unlock()
+	return c.joinable != nil
+}

@@ -11,8 +11,18 @@ const reclaimAt = 16
 
 // commit is one execution of the commit protocol, which any number of flushes wait for.
 type commit struct {
-	done chan struct{}
-	err  error
+	done   chan struct{}
+	err    error
+	before *commit // runs before this one; nil once that is done
+	frozen *frozen // what it makes durable, once nobody can join any more
+}
+
+// frozen is what a commit took of the live links.
+type frozen struct {
+	links  []*vmdk.Link
+	tables [][]*vmdk.Frozen // of each link
+	mark   uint64
+	synced map[*vmdk.Extent]bool // extents whose data is durable already
 }
 
 // Flush implements block.Device.
@@ -33,24 +43,25 @@ func (c *Chain) Flush() error {
 // the next one; the first of them runs it.
 func (c *Chain) commit() error {
 	c.flushMu.Lock()
-	if c.running == nil {
-		c.running = &commit{done: make(chan struct{})}
-		me := c.running
-		c.flushMu.Unlock()
-		return c.run(me)
-	}
-	if c.next != nil {
-		me := c.next
+	if me := c.joinable; me != nil {
 		c.flushMu.Unlock()
 		<-me.done
 		return me.err
 	}
-	c.next = &commit{done: make(chan struct{})}
-	me, before := c.next, c.running
+	me := &commit{done: make(chan struct{}), before: c.last}
+	c.last = me
+	if me.before == nil {
+		c.flushMu.Unlock()
+		return c.run(me)
+	}
+	c.joinable = me
 	c.flushMu.Unlock()
-	<-before.done
+	<-me.before.done
+	me.before = nil
 	c.flushMu.Lock()
-	c.running, c.next = me, nil
+	if c.joinable == me {
+		c.joinable = nil
+	}
 	c.flushMu.Unlock()
 	return c.run(me)
 }
@@ -58,12 +69,13 @@ func (c *Chain) commit() error {
 func (c *Chain) run(me *commit) error {
 	if p := c.poison.Load(); p != nil {
 		me.err = p
-	} else if err := c.commitOnce(); err != nil {
+	} else if err := c.commitOnce(me); err != nil {
 		me.err = c.fail(err)
 	}
+	me.frozen = nil
 	c.flushMu.Lock()
-	if c.next == nil {
-		c.running = nil
+	if c.last == me {
+		c.last = nil
 	}
 	c.flushMu.Unlock()
 	close(me.done)
@@ -76,22 +88,57 @@ func (c *Chain) run(me *commit) error {
 //  3. Write the redundant tables, then the tables; see store. [A crash leaves some entries in one copy; all name durable grains.]
 //  4. Sync. [From here on everything frozen is durable.]
 //  5. Retire the marked entries of Pending; settle freed grains. [Death before this: applying them again changes nothing.]
-func (c *Chain) commitOnce() error {
-	c.commitMu.Lock()
-	var mark uint64
-	if c.o.Pending != nil {
-		mark = c.o.Pending.Mark()
+//
+// When the next commit has callers waiting already, step 1 of it comes before step 4 of this one, whose sync is its step 2 as well: it
+// covers the data of every extent whose tables it covers. So flushes that follow each other closely cost one sync each.
+func (c *Chain) commitOnce(me *commit) error {
+	if me.frozen == nil {
+		me.frozen = c.freezeLive()
 	}
-	links := c.liveLinks()
-	frozen := freeze(links)
-	c.commitMu.Unlock()
-	if err := store(links, frozen); err != nil {
+	f := me.frozen
+	if err := storeData(f.links, f.synced); err != nil {
 		return err
 	}
+	var next *frozen
+	early := func() { next = c.freezeNext() }
+	if len(f.links) > 1 { // the links are synced one after the other, not all by the last sync
+		early = func() {}
+	}
+	synced, err := storeTables(f.tables, early)
+	if err != nil {
+		return err
+	}
+	if next != nil {
+		next.synced = synced
+	}
 	if c.o.Pending != nil {
-		c.o.Pending.Retire(mark)
+		c.o.Pending.Retire(f.mark)
 	}
 	return nil
+}
+
+func (c *Chain) freezeLive() *frozen {
+	c.commitMu.Lock()
+	defer c.commitMu.Unlock()
+	f := &frozen{links: c.liveLinks()}
+	if c.o.Pending != nil {
+		f.mark = c.o.Pending.Mark()
+	}
+	f.tables = freeze(f.links)
+	return f
+}
+
+// freezeNext does step 1 of the commit that waits, if one does: nobody joins it any more.
+func (c *Chain) freezeNext() *frozen {
+	c.flushMu.Lock()
+	next := c.joinable
+	c.joinable = nil
+	c.flushMu.Unlock()
+	if next == nil {
+		return nil
+	}
+	next.frozen = c.freezeLive()
+	return next.frozen
 }
 
 // freeze takes the changes of each link.
@@ -107,34 +154,60 @@ func freeze(links []*vmdk.Link) [][]*vmdk.Frozen {
 	return frozen
 }
 
-// store is steps 2 to 4 of the protocol. With two links, the tables of the lower one are durable before any of the upper
-// one are written: a grain that was moved down must not be gone above while it is missing below.
-func store(links []*vmdk.Link, frozen [][]*vmdk.Frozen) error {
+// store is steps 2 to 4 of the protocol.
+func store(links []*vmdk.Link, tables [][]*vmdk.Frozen) error {
+	err := storeData(links, nil)
+	if err == nil {
+		_, err = storeTables(tables, func() {})
+	}
+	return err
+}
+
+// storeData is step 2, for the extents whose data is not durable already.
+func storeData(links []*vmdk.Link, synced map[*vmdk.Extent]bool) error {
 	for _, l := range links {
 		for _, e := range l.Extents() {
+			if synced[e] {
+				continue
+			}
 			if err := e.SyncData(); err != nil {
 				return err
 			}
 		}
 	}
-	for _, fs := range frozen {
+	return nil
+}
+
+// storeTables is steps 3 and 4. With two links, the tables of the lower one are durable before any of the upper one are written: a
+// grain that was moved down must not be gone above while it is missing below. It calls early between the two steps of the last link
+// and gives the extents that step 4 synced after that.
+func storeTables(tables [][]*vmdk.Frozen, early func()) (map[*vmdk.Extent]bool, error) {
+	synced := map[*vmdk.Extent]bool{}
+	for i, fs := range tables {
 		for _, f := range fs {
 			if err := f.WriteTables(); err != nil {
-				return err
+				return nil, err
 			}
 		}
+		if i == len(tables)-1 {
+			early()
+		}
 		for _, f := range fs {
-			if err := f.SyncTables(); err != nil {
-				return err
+			did, err := f.SyncTables()
+			if err != nil {
+				return nil, err
+			}
+			if did {
+				synced[f.Extent()] = true
 			}
 		}
 	}
-	for _, fs := range frozen {
+	for _, fs := range tables {
 		for _, f := range fs {
 			f.Thaw()
 		}
 	}
-	return nil
+	return synced, nil
 }
 
 // liveLinks are the links that requests change, lower first; needs the gate.
