@@ -23,6 +23,26 @@ func (f *osFile) Clone(src File, srcOff, dstOff, n int64) error {
 	return nil
 }
 
+// Reflink lets dst share the blocks that src has in a range (FICLONERANGE), as Clone does where it can, but copies nothing: what cannot be
+// shared is fault.Unsupported, and dst is as it was.
+func Reflink(dst, src File, srcOff, dstOff, n int64) error {
+	to, ok1 := UnwrapFile(dst).(*osFile)
+	from, ok2 := UnwrapFile(src).(*osFile)
+	if !ok1 || !ok2 {
+		return fault.New(fault.Unsupported, "", "blocks can be shared between files of a file system only")
+	}
+	if err := to.mayWrite("clone into", dstOff, n); err != nil || n == 0 {
+		return err
+	}
+	err := to.clonedByKernel(from, srcOff, dstOff, n)
+	for _, no := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS} {
+		if errors.Is(err, no) {
+			return fault.New(fault.Unsupported, "", "%s cannot share blocks: %w", to.path, err)
+		}
+	}
+	return Failure("clone into", to.path, err)
+}
+
 // clonedByKernel is FICLONERANGE (ioctl_ficlonerange(2)): whole blocks of one file system, all or nothing as far as
 // the caller is concerned, since a failure is followed by a copy of the whole range.
 func (f *osFile) clonedByKernel(from *osFile, srcOff, dstOff, n int64) error {

@@ -123,6 +123,28 @@ func (e *Extent) WriteFile(p []byte, fileOff int64) error {
 	return nil
 }
 
+// ShareFile lets this extent's file share n bytes at fileOff with those at from of src's file, both as Run gave them. Kind: Unsupported (the
+// file system or the offsets do not allow it; nothing was changed).
+func (e *Extent) ShareFile(src *Extent, from, fileOff, n int64) error {
+	if e.data == nil || src.data == nil || (from|fileOff|n)%pageSize != 0 {
+		return fault.New(fault.Unsupported, "", "extents %s and %s cannot share these bytes", e.Name, src.Name)
+	}
+	err := fsx.Reflink(e.data, src.data, from, fileOff, n)
+	if fault.KindOf(err) == fault.Unsupported {
+		return err
+	}
+	e.unsynced.Store(true)
+	return fault.Wrap(err, "extent %s: share %d bytes with %s", e.Name, n, src.Name)
+}
+
+// ShareWith lets dst share n bytes with those at from of this extent's file, as Run gave it. Kind: Unsupported (as ShareFile's).
+func (e *Extent) ShareWith(dst fsx.File, from, off, n int64) error {
+	if e.data == nil || (from|off|n)%pageSize != 0 {
+		return fault.New(fault.Unsupported, "", "extent %s cannot share these bytes", e.Name)
+	}
+	return fsx.Reflink(dst, e.data, from, off, n)
+}
+
 // ZeroFile makes a range of the file read as zeros; punch also gives the space back. Kinds: Unsupported (the file system
 // cannot punch, and nothing was changed).
 func (e *Extent) ZeroFile(fileOff, n int64, punch bool) error {

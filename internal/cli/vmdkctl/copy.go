@@ -7,9 +7,11 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
@@ -89,7 +91,7 @@ func copyData(ctx context.Context, dst sink, src source, progress func(int64)) (
 	ordered, inOrder := dst.(orderedSink)
 	jobs, order, free := make(chan *piece), make(chan *piece, 2*workers), make(chan *piece, 3*workers)
 	for range cap(free) {
-		free <- &piece{buf: make([]byte, copyChunk)}
+		free <- &piece{buf: fsx.AlignedBuffer(copyChunk)}
 	}
 	var mu sync.Mutex // guards written, progress
 	put := func(dst io.WriterAt, p *piece) error {
@@ -125,9 +127,18 @@ func copyData(ctx context.Context, dst sink, src source, progress func(int64)) (
 			}
 		})
 	})
+	share := sharing(dst, src)
 	for range workers {
 		g.Go(func() error {
 			for p := range jobs {
+				if share != nil && share(p.off, int64(p.n)) {
+					mu.Lock()
+					written += int64(p.n)
+					progress(int64(p.n))
+					mu.Unlock()
+					free <- p
+					continue
+				}
 				err := fault.Wrap(readFull(src, p.buf[:p.n], p.off), "read at %d", p.off)
 				if inOrder {
 					p.done <- err
@@ -163,6 +174,34 @@ func copyData(ctx context.Context, dst sink, src source, progress func(int64)) (
 		err = failed
 	}
 	return written, err
+}
+
+// Sharing is how dst comes to share the blocks of src; nil where their kinds do not allow it. It answers false for what must be copied.
+func sharing(dst sink, src source) func(off, n int64) bool {
+	from, ok := src.(*chainSource)
+	if !ok {
+		return nil
+	}
+	var share func(off, n int64) error
+	switch to := dst.(type) {
+	case *rawSink:
+		share = func(off, n int64) error { return from.ShareTo(to.File, off, n) }
+	case vmdkSink:
+		share = func(off, n int64) error { return to.ShareFrom(from.Chain, off, n) }
+	default:
+		return nil
+	}
+	var not atomic.Bool // most file systems cannot: not asked again
+	return func(off, n int64) bool {
+		if not.Load() {
+			return false
+		}
+		err := share(off, n) // any other failure is the copy's to meet
+		if fault.KindOf(err) == fault.Unsupported {
+			not.Store(true)
+		}
+		return err == nil
+	}
 }
 
 // EachPiece calls f for pieces of up to copyChunk that begin and end at multiples of the unit, or at the end of the source.

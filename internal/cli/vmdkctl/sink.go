@@ -16,7 +16,11 @@ func openSink(ctx context.Context, d fsx.Dir, name string, v conversion, capacit
 	if v.toFmt == vmdkImage && v.shape.diskType != string(vmdk.StreamOptimized) {
 		return newVMDKSink(ctx, d, name, v.shape.params(capacity))
 	}
-	f, err := d.Open(name, fsx.ReadWrite|fsx.Create|fsx.Exclusive)
+	flag := fsx.ReadWrite | fsx.Create | fsx.Exclusive
+	if v.toFmt != vmdkImage { // whole pieces, which nobody reads soon: the page cache would cost a copy, and a wait at the end
+		flag |= fsx.Direct
+	}
+	f, err := d.Open(name, flag)
 	if err != nil {
 		return nil, err
 	}

@@ -79,15 +79,16 @@ type Chain struct {
 	startMu sync.Mutex
 	started atomic.Bool // the content ID of the head is new
 
+	unshared atomic.Bool     // the file system does not share blocks between files
 	changeMu sync.Mutex      // one growth, snapshot or merge at a time; guards the next two
 	behind   []Identity      // descriptors that a merge should have changed
 	resumeAt resume          // of a merge that was given up
 	life     context.Context // ends when the chain is closed
 	end      context.CancelFunc
 
-	flushMu sync.Mutex
-	running *commit // in progress
-	next    *commit // waits for running
+	flushMu  sync.Mutex
+	joinable *commit // can be joined: it waits for another
+	last     *commit // the last to begin, in progress or waiting; nil: idle
 }
 
 var _ block.Device = (*Chain)(nil)

@@ -154,11 +154,27 @@ func (c *Chain) push(m *merging, off, n int64) error {
 		if err != nil {
 			return err
 		}
+		if c.sharesBelow(m.lower, e, r, p) {
+			return nil
+		}
 		if err := e.ReadRun(buf[:p.n], p.off-e.Start, r); err != nil {
 			return err
 		}
 		return c.putBelow(m.lower, buf[:p.n], p.off, e.GrainBytes())
 	})
+}
+
+// sharesBelow lets the lower link share what the upper one has, where the file system can: no data is copied. Readers find the upper
+// one's grains first, so that a grain may be there before it has its content.
+func (c *Chain) sharesBelow(i int, e *vmdk.Extent, r vmdk.Run, p part) bool {
+	if c.unshared.Load() || r.Packed || (r.Offset|p.off|p.n)%pageSize != 0 {
+		return false
+	}
+	err := c.shareInto(i, e, r.Offset, p.off, p.n)
+	if fault.KindOf(err) == fault.Unsupported {
+		c.unshared.Store(true) // most file systems: not asked again
+	}
+	return err == nil // any other failure is the copy's to meet
 }
 
 // putBelow makes b the content at off of link i, as if it were the head: grains of zeros as zeros, others written, but

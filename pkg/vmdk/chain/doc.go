@@ -29,7 +29,10 @@
 //   - flushMu, startMu, linksMu and the locks of package vmdk: leaves.
 //
 // A flush holds commitMu for the freeze only, and never the gate or a stripe, so a request that meets a full Pending
-// can commit in its own context. Concurrent flushes share one commit.
+// can commit in its own context. Concurrent flushes share one commit, and a commit that others wait for freezes theirs before its
+// own last sync.
+//
+// Where files can share blocks (XFS, btrfs) a merge down, ShareTo and ShareFrom copy no data.
 //
 // Goroutines: none are started, but what context.AfterFunc runs for a moment when the chain is closed during a change.
 //
