@@ -184,9 +184,9 @@ func TestEverySyncIsNeeded(t *testing.T) {
 	}
 	for _, site := range sites {
 		missed := false
-		for seed := uint64(1); seed < 40 && !missed; seed++ {
+		for seed := uint64(1); seed < 200 && !missed; seed++ {
 			fs, _ := recorded(t, seed, 60, site)
-			_, err := crashes(fs, 40, seed)
+			_, err := crashes(fs, 6, seed)
 			if missed = err != nil; missed {
 				t.Logf("without %s: %v", site, err)
 			}
@@ -202,7 +202,7 @@ func TestEverySyncIsNeeded(t *testing.T) {
 func TestEveryOperationFails(t *testing.T) {
 	stride := 1
 	if testing.Short() {
-		stride = 5
+		stride = 3
 	}
 	full, _ := recorded(t, 3, 40, "")
 	tried := 0
