@@ -241,7 +241,7 @@ func (g *grove) clear(l *ledger) error {
 
 func (g *grove) checkEmpty() error {
 	for _, sub := range []string{"names", "volumes"} {
-		d, err := g.fs.Root().Sub(sub)
+		d, err := g.root.Sub(sub)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@ import (
 // grove is one host with one datastore on which several disks and their snapshots live.
 type grove struct {
 	fs    *sim.FS
+	root  fsx.Dir  // of the datastore: fs's, or that of a store on the file "lun" of fs
+	lun   fsx.File // nil: none
 	typ   host.DiskType
 	store *datastore.Datastore
 	vols  *volume.Volumes
@@ -53,11 +55,15 @@ func (s *served) MergeCost(_ context.Context, lower int) (down, up int64, err er
 
 // plant opens a datastore; boot names this run of the machine.
 func plant(fs *sim.FS, typ host.DiskType, boot string) (*grove, error) {
-	store, err := datastore.Open(fs.Root(), datastore.Options{})
+	root, lun, err := rootOf(fs)
 	if err != nil {
 		return nil, err
 	}
-	return &grove{fs: fs, typ: typ, store: store, open: map[string]*served{}, vols: volume.New(volume.Config{
+	store, err := datastore.Open(root, datastore.Options{})
+	if err != nil {
+		return nil, errors.Join(err, closeLUN(lun))
+	}
+	return &grove{fs: fs, root: root, lun: lun, typ: typ, store: store, open: map[string]*served{}, vols: volume.New(volume.Config{
 		Store: store, Name: "ds", Host: lease.Identity{Host: "node-1", BootID: boot}, Engine: volume.VMDK{},
 	})}, nil
 }
@@ -153,7 +159,7 @@ func (g *grove) serve(name string, o *volume.Opened, refs []chain.Ref, pending c
 }
 
 func (g *grove) directory(name string) (fsx.Dir, error) {
-	volumes, err := g.fs.Root().Sub("volumes")
+	volumes, err := g.root.Sub("volumes")
 	if err != nil {
 		return nil, err
 	}
@@ -322,21 +328,35 @@ func (g *grove) die() {
 		g.store.Close()
 		g.store = nil
 	}
+	_ = closeLUN(g.lun) // the death of its owner: nothing is committed any more
+	g.lun = nil
 }
 
 // story is steps of which the last one is judged; those before it are what it begins with.
 type story struct {
 	typ   host.DiskType
+	lun   bool // the datastore is on a LUN
 	steps []string
 }
 
-func (s story) String() string { return string(s.typ) + ": " + strings.Join(s.steps, ", ") }
+func (s story) String() string {
+	on := ""
+	if s.lun {
+		on = " on a LUN"
+	}
+	return string(s.typ) + on + ": " + strings.Join(s.steps, ", ")
+}
 
 func (s story) last() string { return s.steps[len(s.steps)-1] }
 
 // begin is a grove in which all steps but the last have happened; from there on the file system records.
 func (s story) begin() (*grove, error) {
 	fs := sim.New(sim.Options{})
+	if s.lun {
+		if err := makeLUN(fs); err != nil {
+			return nil, err
+		}
+	}
 	g, err := plant(fs, s.typ, "boot-1")
 	if err != nil {
 		return nil, err
