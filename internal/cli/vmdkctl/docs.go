@@ -47,10 +47,7 @@ func writeDocs(w io.Writer, root *cobra.Command) error {
 		fmt.Fprintf(&b, "| %d | %s |\n", c.code, c.meaning)
 	}
 	b.WriteString("\nErrors go to stderr as `Error: ...` and, where there is something to do about it, `Remedy: ...`.\n")
-	for _, c := range root.Commands() {
-		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
-			continue
-		}
+	for _, c := range everyCommand(root) {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n```\n%s\n```\n", c.CommandPath(), text(c), c.UseLine())
 		section(&b, "Options", c.LocalNonPersistentFlags())
 		if c.Example != "" {
@@ -61,6 +58,17 @@ func writeDocs(w io.Writer, root *cobra.Command) error {
 		"`vmdkctl docs --man /usr/local/share/man/man1` writes a man page for each command.\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// everyCommand is the commands below root, each before its own.
+func everyCommand(root *cobra.Command) (all []*cobra.Command) {
+	for _, c := range root.Commands() {
+		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+			continue
+		}
+		all = append(append(all, c), everyCommand(c)...)
+	}
+	return all
 }
 
 var exitCodes = []struct {

@@ -65,6 +65,7 @@ snapshot of an attached disk can be read. A datastore of the driver is the same 
 		&cobra.Group{ID: "disk", Title: "Disks as files:"},
 		&cobra.Group{ID: "snapshot", Title: "Volumes of a datastore and their snapshots:"},
 		&cobra.Group{ID: "device", Title: "Disks as devices:"},
+		&cobra.Group{ID: "lun", Title: "LUNs as datastores:"},
 	)
 	a.addCommands(root)
 	return root
@@ -83,6 +84,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	add("snapshot", a.snapshotCommand(), a.snapshotsCommand(), a.restoreCommand(), a.cloneCommand(), a.consolidateCommand(),
 		a.flattenCommand(), a.deleteCommand())
 	add("device", a.attachCommand(), a.detachCommand(), a.listCommand(), a.serveCommand())
+	add("lun", a.lunCommand())
 	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
 }
