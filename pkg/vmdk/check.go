@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -112,6 +113,10 @@ func (c *checker) extent(x ExtentLine, start int64) (err error) {
 		return nil
 	case !flatType(x.Type) && !slices.Contains([]string{"SPARSE", "VMFSSPARSE", "SESPARSE"}, x.Type):
 		c.add(NotOpenable, Fatal, c.name, start, size, "", "extent type %s is not supported", clip(x.Type))
+		return nil
+	}
+	if flatType(x.Type) && strings.HasPrefix(x.Name, "/") {
+		c.add(DeviceExtent, Note, c.name, start, size, "", "%s is a device: raw content has nothing to be checked", clip(x.Name))
 		return nil
 	}
 	f, err := c.d.Open(x.Name, fsx.ReadOnly)

@@ -92,6 +92,16 @@ func (u usedFiles) take(x ExtentLine) error {
 // flatType tells that extents of this type are found by an offset in their file.
 func flatType(t string) bool { return t == "FLAT" || t == "VMFS" || t == "VMFSRDM" || t == "VMFSRAW" }
 
+// Writable tells why no extent of the link can be written once it is opened for that; nil if one can.
+func (l *Link) Writable() error {
+	for _, e := range l.extents {
+		if e.Kind == Stream || e.Kind == SESparse || e.Kind == Zero || e.access == "RDONLY" || e.access == "NOACCESS" {
+			return fault.New(fault.Unsupported, "Convert it.", "%s of %s is not written in place", e.Name, l.Name)
+		}
+	}
+	return nil
+}
+
 // checkWritable refuses to open a disk for writing that has no place to write: an exported image, say.
 func (l *Link) checkWritable() error {
 	if !l.o.ReadWrite {

@@ -126,7 +126,7 @@ func (n *renaming) link(from, to string) error {
 
 // tellChildren is step 3.
 func (n *renaming) tellChildren() (told []string, err error) {
-	children, err := childrenOf(n.d, n.old)
+	children, err := ChildrenOf(n.d, n.old)
 	for _, name := range children {
 		desc, _, err := readDescriptor(n.d, name)
 		if err == nil {
@@ -173,7 +173,7 @@ func Delete(d fsx.Dir, name string, dryRun bool) (files []string, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	children, err := childrenOf(d, name)
+	children, err := ChildrenOf(d, name)
 	if err != nil {
 		return nil, err
 	}
@@ -200,8 +200,8 @@ func Delete(d fsx.Dir, name string, dryRun bool) (files []string, err error) {
 	return files, d.Sync()
 }
 
-// childrenOf are the descriptors of the directory that name a link as their parent.
-func childrenOf(d fsx.Dir, parent string) (children []string, err error) {
+// ChildrenOf are the descriptors of the directory that name a link as their parent.
+func ChildrenOf(d fsx.Dir, parent string) (children []string, err error) {
 	names, err := d.List()
 	if err != nil {
 		return nil, err

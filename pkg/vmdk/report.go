@@ -70,6 +70,7 @@ const (
 	ParentModified      Code = "parent-modified"         // parentCID is not the parent's CID
 	LinkCapacities      Code = "link-capacities-differ"  // links of a chain differ in size
 	NotOpenable         Code = "not-openable"            // valid, but not handled
+	DeviceExtent        Code = "device-extent"           // not looked at
 	ChainDeep           Code = "chain-deep"              // more links than VMware supports
 	ParentMissing       Code = "parent-missing"          //
 	ParentHintDiffers   Code = "parent-hint-differs"     //

@@ -67,7 +67,7 @@ program may object to), 1 the check could not be done. Notes do not count.`,
 // Check examines the links of f, and then what binds them. Broken is why the chain could not be followed to its base.
 func check(ctx context.Context, f *found, broken error) (*checkResult, error) {
 	r := &checkResult{Disk: f.Head(), Links: len(f.Names)}
-	all, err := chain.Check(ctx, f.Dir, f.refs())
+	all, err := chain.CheckOn(ctx, f.Dir, f.refs(), f.Devices)
 	if err != nil {
 		return nil, err
 	}

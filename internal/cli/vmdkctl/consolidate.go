@@ -17,9 +17,10 @@ import (
 // Consolidated is consolidate's answer.
 type consolidated struct {
 	Disk   string      `json:"disk"`
-	Merged int         `json:"merged"` // links that are gone
-	Freed  int64       `json:"freed"`  // bytes
-	Links  int         `json:"links"`  // that are left
+	Head   string      `json:"head,omitempty"` // descriptor by which a disk that is plain files is opened now
+	Merged int         `json:"merged"`         // links that are gone
+	Freed  int64       `json:"freed"`          // bytes
+	Links  int         `json:"links"`          // that are left
 	Waits  string      `json:"waits,omitempty"`
 	DryRun bool        `json:"dryRun,omitempty"`
 	Plan   []mergePlan `json:"plan,omitempty"` // of a dry run
@@ -37,7 +38,7 @@ type mergePlan struct {
 
 func (a *app) consolidateCommand() *cobra.Command {
 	var rate string
-	var dryRun bool
+	var m filesMerge
 	c := &cobra.Command{
 		Use:   "consolidate DISK",
 		Short: "Merge the links of a disk that no snapshot needs",
@@ -45,29 +46,48 @@ func (a *app) consolidateCommand() *cobra.Command {
 down, the upper link goes into the lower one, or up, the lower one goes into the upper one. Links that other disks share
 are never written. A disk that is attached by vmdkctl is consolidated while it is used.
 
+Of a disk that is plain files, and not in use, all links are merged that no other descriptor in the directory names as its
+parent; with --link only that link and the one below it. A link that is merged down is gone, and when it was DISK itself the
+disk goes on under its parent's name, which the answer tells; --direction up keeps the name.
+
 It may be interrupted at any time: what was copied stays, and the next run goes on.`,
-		Example:           "  vmdkctl consolidate --datastore /srv/disks database --dry-run\n  vmdkctl consolidate --datastore /srv/disks database --rate 100M",
+		Example: "  vmdkctl consolidate --datastore /srv/disks database --dry-run\n  vmdkctl consolidate --datastore /srv/disks database --rate 100M\n" +
+			"  vmdkctl consolidate disk-000003.vmdk --link disk-000002.vmdk --direction down",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error {
-			var bytes int64
 			if rate != "" {
 				var err error
-				if bytes, err = cli.ParseSize(rate); err != nil {
+				if m.rate, err = cli.ParseSize(rate); err != nil {
 					return cli.Usage{Err: err}
 				}
 			}
-			return a.consolidate(c.Context(), args[0], bytes, dryRun)
+			return a.consolidate(c.Context(), args[0], m)
 		},
 	}
 	c.Flags().StringVar(&rate, "rate", "", "copy so much per second at most: 100M, ... (default: no limit)")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be merged, in which direction, and what it frees; merge nothing")
+	c.Flags().BoolVar(&m.dryRun, "dry-run", false, "say what would be merged, in which direction, and what it frees; merge nothing")
+	c.Flags().StringVar(&m.link, "link", "", "plain files: merge this link (its descriptor's name) and the one below it, no others")
+	c.Flags().StringVar(&m.direction, "direction", "", "plain files: up or down (default: whichever copies less)")
+	must(c.RegisterFlagCompletionFunc("direction", fixed("up", "down")))
 	must(c.RegisterFlagCompletionFunc("rate", cobra.NoFileCompletions))
 	return c
 }
 
-func (a *app) consolidate(ctx context.Context, arg string, rate int64, dryRun bool) error {
-	v, err := a.openDisk(arg, "`vmdkctl convert` makes one disk of a chain of plain files, and leaves the chain as it is.")
+func (a *app) consolidate(ctx context.Context, arg string, m filesMerge) error {
+	f, err := a.find(arg)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if f.Volume == nil {
+		return a.consolidateFiles(ctx, f, arg, m)
+	}
+	if m.only() {
+		return fault.New(fault.Invalid, "Leave --link and --direction out.", "%s is a volume of a datastore, whose manifest says what can be merged", arg)
+	}
+	rate, dryRun := m.rate, m.dryRun
+	v, err := a.openDisk(arg, "")
 	if err != nil {
 		return err
 	}
@@ -201,6 +221,9 @@ func sharedExtents(f *found, link int) (bool, error) {
 func writeConsolidated(w io.Writer, c consolidated) error {
 	if !c.DryRun {
 		fmt.Fprintf(w, "%s: %s merged, %s freed; %s left\n", cli.Printable(c.Disk), count(c.Merged, "link"), cli.FormatSize(c.Freed), count(c.Links, "link"))
+		if c.Head != "" && c.Head != baseName(c.Disk) {
+			fmt.Fprintf(w, "The disk is %s now\n", cli.Printable(c.Head))
+		}
 		if c.Waits != "" {
 			fmt.Fprintf(w, "More waits: %s\n", cli.Printable(c.Waits))
 		}

@@ -23,5 +23,13 @@ func TestRawDevice(t *testing.T) {
 	if got, err := os.ReadFile(r.path("copy.raw")); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the copy differs from the device (%v)", err)
 	}
-	r.ok("info", "disk.vmdk", "--device", "/dev/sdz="+r.path("device"))
+	given := "/dev/sdz=" + r.path("device")
+	r.ok("info", "disk.vmdk", "--device", given)
+	r.ok("check", "disk.vmdk", "--device", given)
+	if res := r.run("check", "disk.vmdk"); res.code != cli.ExitDamaged {
+		t.Errorf("a device that is not named: exit code %d\n%s", res.code, res.out)
+	}
+	r.ok("snapshot", "disk.vmdk", "disk-000001.vmdk", "--device", given)
+	r.ok("check", "disk-000001.vmdk", "--device", given)
+	r.fails(cli.ExitFailed, "not a file name", "snapshot", "disk-000001.vmdk", "disk-000002.vmdk")
 }

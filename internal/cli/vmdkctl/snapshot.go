@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
 // SnapshotInfo is a snapshot as it is answered.
@@ -25,6 +27,7 @@ type snapshotInfo struct {
 
 func (a *app) snapshotCommand() *cobra.Command {
 	var remove, dryRun bool
+	var of childOptions
 	c := &cobra.Command{
 		Use:   "snapshot DISK NAME",
 		Short: "Keep what a disk is now under a name",
@@ -34,7 +37,8 @@ snapshot then has is what a power cut at that moment would leave, unless its fil
 unmounted.
 
 Of a disk that is plain files NAME is the descriptor of a child, such as disk-000001.vmdk, which is made beside it: use the child from now
-on, and what DISK names stays as it is. Nobody may write DISK any more.
+on, and what DISK names stays as it is. Nobody may write DISK any more. VMware opens chains of 32 links at most; --force goes on
+to 64.
 
 A name stands for one snapshot on the datastore; asked for again for the same disk, the one that is there is the answer.
 
@@ -57,22 +61,36 @@ With --delete the snapshot is forgotten. Disks restored from it stay whole; vmdk
 			if remove {
 				return a.deleteSnapshot(c.Context(), args[0], dryRun)
 			}
-			return a.snapshot(c.Context(), args[0], args[1], dryRun)
+			of.dryRun = dryRun
+			return a.snapshot(c.Context(), args[0], args[1], of)
 		},
 	}
 	c.Flags().BoolVar(&remove, "delete", false, "delete the snapshot NAME")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, do nothing")
+	c.Flags().StringVar(&of.diskType, "type", string(vmdk.TwoGbMaxExtentSparse), "plain files: createType of the child: "+strings.Join(childTypes, ", "))
+	c.Flags().BoolVar(&of.force, "force", false, "plain files: make a chain that is longer than VMware opens")
+	must(c.RegisterFlagCompletionFunc("type", fixed(childTypes...)))
 	return c
 }
 
-func (a *app) snapshot(ctx context.Context, disk, name string, dryRun bool) error {
+// ChildOptions is how a child of plain files is made.
+type childOptions struct {
+	diskType      string
+	force, dryRun bool
+}
+
+// ChildTypes are the types that a child can have.
+var childTypes = []string{string(vmdk.TwoGbMaxExtentSparse), string(vmdk.MonolithicSparse), string(vmdk.VMFSSparse)}
+
+func (a *app) snapshot(ctx context.Context, disk, name string, of childOptions) error {
+	dryRun := of.dryRun
 	f, err := a.find(disk)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if f.Volume == nil {
-		return a.child(ctx, f, disk, name, dryRun)
+		return a.child(ctx, f, disk, name, of)
 	}
 	v, err := a.openDisk(disk, "Make a volume of it: `vmdkctl create --datastore DIR` and copy the content, or use qemu-img create -b.")
 	if err != nil {
@@ -112,14 +130,21 @@ func (a *app) snapshot(ctx context.Context, disk, name string, dryRun bool) erro
 }
 
 // Child makes a child of a disk that is plain files.
-func (a *app) child(ctx context.Context, f *found, disk, name string, dryRun bool) (err error) {
+func (a *app) child(ctx context.Context, f *found, disk, name string, of childOptions) (err error) {
+	if !slices.Contains(childTypes, of.diskType) {
+		return cli.Usage{Err: fault.New(fault.Invalid, "Name "+strings.Join(childTypes, ", ")+".", "a child cannot be of type %q", of.diskType)}
+	}
 	if filepath.Dir(name) != "." && filepath.Clean(filepath.Dir(name)) != filepath.Clean(f.Path) {
 		return cli.Usage{Err: fault.New(fault.Invalid, "Give a name without a directory.", "a child lies beside its parent, %s does not", name)}
 	}
-	if len(f.Names) >= host.MaxLinks {
-		return fault.New(fault.Exhausted, "Make one link of it: vmdkctl flatten.", "%s has %d links already, as many as VMware opens", disk, len(f.Names))
+	if n := len(f.Names); n >= host.MaxLinks && !of.force || n >= chain.MaxDepth {
+		remedy := "Merge links: vmdkctl consolidate."
+		if n < chain.MaxDepth {
+			remedy = "Merge links: vmdkctl consolidate; or --force it."
+		}
+		return fault.New(fault.Exhausted, remedy, "%s has %d links already, as many as VMware opens", disk, n)
 	}
-	l, err := vmdk.Open(f.Dir, f.Head(), vmdk.Options{Lock: true})
+	l, err := vmdk.Open(f.Dir, f.Head(), vmdk.Options{Lock: true, Devices: f.Devices})
 	if err != nil {
 		return err
 	}
@@ -127,10 +152,10 @@ func (a *app) child(ctx context.Context, f *found, disk, name string, dryRun boo
 	if l.Unclean() {
 		return fault.New(fault.Precondition, "Attach and detach it, or vmdkctl repair --fix unclean-shutdown.", "%s was not closed cleanly", disk)
 	}
-	done := edited{Disk: disk, Done: "the parent of " + filepath.Base(name) + " now", Capacity: l.Size(), DryRun: dryRun}
-	if !dryRun {
+	done := edited{Disk: disk, Done: "the parent of " + filepath.Base(name) + " now", Capacity: l.Size(), DryRun: of.dryRun}
+	if !of.dryRun {
 		adapter, _ := l.Descriptor().Get("ddb.adapterType")
-		info, err := vmdk.Create(ctx, f.Dir, filepath.Base(name), vmdk.CreateParams{Capacity: l.Size(), Type: vmdk.TwoGbMaxExtentSparse,
+		info, err := vmdk.Create(ctx, f.Dir, filepath.Base(name), vmdk.CreateParams{Capacity: l.Size(), Type: vmdk.Type(of.diskType),
 			AdapterType: adapter, Parent: l.AsParent()})
 		if err != nil {
 			return err

@@ -57,6 +57,11 @@ const recommendedDepth = 32
 
 // Check examines every link of a chain and how they fit together. It changes nothing and takes no locks.
 func Check(ctx context.Context, d fsx.Dir, refs []Ref) (vmdk.Report, error) {
+	return CheckOn(ctx, d, refs, nil)
+}
+
+// CheckOn is Check for disks on devices; see vmdk.Options.
+func CheckOn(ctx context.Context, d fsx.Dir, refs []Ref, devices map[string]string) (vmdk.Report, error) {
 	var all vmdk.Report
 	for _, r := range refs {
 		one, err := vmdk.Check(ctx, d, r.Name)
@@ -74,14 +79,14 @@ func Check(ctx context.Context, d fsx.Dir, refs []Ref) (vmdk.Report, error) {
 		all.Add(vmdk.Problem{Code: vmdk.ChainDeep, Severity: vmdk.Warning, File: refs[len(refs)-1].Name,
 			Message: fmt.Sprintf("the chain has %d links, VMware supports %d", len(refs), recommendedDepth), Remedy: "Consolidate the disk"})
 	}
-	return all, checkFit(d, refs, &all)
+	return all, checkFit(d, refs, devices, &all)
 }
 
 // checkFit compares each link with its parent.
-func checkFit(d fsx.Dir, refs []Ref, r *vmdk.Report) error {
+func checkFit(d fsx.Dir, refs []Ref, devices map[string]string, r *vmdk.Report) error {
 	var below *vmdk.Info
 	for _, ref := range refs {
-		l, err := vmdk.Open(d, ref.Name, vmdk.Options{})
+		l, err := vmdk.Open(d, ref.Name, vmdk.Options{Devices: devices})
 		if err != nil {
 			below = nil
 			continue // the link's own check has said why
