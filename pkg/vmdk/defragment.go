@@ -26,12 +26,21 @@ type Defragmented struct {
 // name, which the next try replaces] 2. rename onto the extent: old and new have the same content, so it does not matter which of them
 // a crash leaves.
 func Defragment(ctx context.Context, d fsx.Dir, name string, progress func(done, total int64)) (r Defragmented, err error) {
-	l, err := Open(d, name, Options{ReadWrite: true, Lock: true})
+	return defragment(ctx, d, name, false, progress)
+}
+
+// PlanDefragment says what Defragment would do.
+func PlanDefragment(ctx context.Context, d fsx.Dir, name string) (Defragmented, error) {
+	return defragment(ctx, d, name, true, nil)
+}
+
+func defragment(ctx context.Context, d fsx.Dir, name string, dryRun bool, progress func(done, total int64)) (r Defragmented, err error) {
+	l, err := Open(d, name, Options{ReadWrite: !dryRun, Lock: true})
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	if l.Unclean() {
+	if l.Unclean() && !dryRun {
 		if err := l.Recover(); err != nil {
 			return r, fault.Wrap(err, "%s was not closed cleanly", name)
 		}
@@ -51,6 +60,14 @@ func Defragment(ctx context.Context, d fsx.Dir, name string, progress func(done,
 		if e.Kind != Sparse || e.sp.h.raw[0] != 'K' {
 			continue
 		}
+		if dryRun {
+			before, after, err := e.rewritten()
+			if err != nil {
+				return r, err
+			}
+			r.Before, r.After = r.Before+before, r.After+after
+			continue
+		}
 		before, after, err := e.rewrite(ctx, d, l.embedded, func(done int64) {
 			if progress != nil {
 				progress(e.Start+done, l.Size())
@@ -62,6 +79,28 @@ func Defragment(ctx context.Context, d fsx.Dir, name string, progress func(done,
 		r.Before, r.After = r.Before+before, r.After+after
 	}
 	return r, nil
+}
+
+// rewritten is how long the extent's file is, and would be.
+func (e *Extent) rewritten() (before, after int64, err error) {
+	info, err := e.inode()
+	if err != nil {
+		return 0, 0, err
+	}
+	old := e.sp.h
+	h := layout(int64(old.capacity), int64(old.grain), int64(old.descSize))
+	after = int64(h.overHead) * SectorSize
+	for off := int64(0); off < e.Len; {
+		r, err := e.Run(off, e.Len-off)
+		if err != nil {
+			return 0, 0, err
+		}
+		if r.State == Allocated {
+			after += roundUp(r.Len, e.GrainBytes())
+		}
+		off += r.Len
+	}
+	return info.Size, after, nil
 }
 
 // rewrite is the protocol of one extent.

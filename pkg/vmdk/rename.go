@@ -22,7 +22,12 @@ type Renamed struct {
 //  2. The new descriptor, under a temporary name, synced, then linked; sync the directory: from here on both names open the disk.
 //  3. The children's descriptors, each by rename. [A crash between 2 and 5 leaves both names; repeated, it goes on from there.]
 //  4. Remove the old descriptor. 5. Remove the old names of the extents, sync the directory.
-func Rename(d fsx.Dir, old, next string) (r Renamed, err error) {
+func Rename(d fsx.Dir, old, next string) (r Renamed, err error) { return rename(d, old, next, false) }
+
+// PlanRename says what Rename would do.
+func PlanRename(d fsx.Dir, old, next string) (Renamed, error) { return rename(d, old, next, true) }
+
+func rename(d fsx.Dir, old, next string, dryRun bool) (r Renamed, err error) {
 	l, err := Open(d, old, Options{Lock: true})
 	if err != nil {
 		return r, err
@@ -34,7 +39,7 @@ func Rename(d fsx.Dir, old, next string) (r Renamed, err error) {
 	if next == old {
 		return r, fault.New(fault.Invalid, "choose another name", "%s is its name already", old)
 	}
-	n := &renaming{d: d, l: l, old: old, next: next}
+	n := &renaming{d: d, l: l, old: old, next: next, dryRun: dryRun}
 	if err := n.newNames(); err != nil {
 		return r, fault.Wrap(err, "rename %s to %s", old, next)
 	}
@@ -43,6 +48,10 @@ func Rename(d fsx.Dir, old, next string) (r Renamed, err error) {
 		if x.Name != "" && x.Name != next {
 			r.Files = append(r.Files, x.Name)
 		}
+	}
+	if dryRun {
+		r.Children, err = ChildrenOf(d, old)
+		return r, err
 	}
 	if r.Children, err = n.tellChildren(); err == nil {
 		err = n.removeOld()
@@ -54,6 +63,7 @@ type renaming struct {
 	d         fsx.Dir
 	l         *Link
 	old, next string
+	dryRun    bool
 	lines     []ExtentLine // as they will be
 }
 
@@ -63,7 +73,7 @@ func (n *renaming) newNames() error {
 	n.lines = n.l.desc.Load().Extents()
 	if n.l.embedded {
 		n.lines[0].Name = n.next
-		if err := n.link(n.old, n.next); err != nil {
+		if err := n.link(n.old, n.next); err != nil || n.dryRun {
 			return err
 		}
 		return n.d.Sync()
@@ -91,6 +101,9 @@ func (n *renaming) newNames() error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if n.dryRun {
+		return nil
+	}
 	temp := tempName(n.next)
 	if err := writeFile(n.d, temp, next.Text()); err != nil {
 		return err
@@ -103,7 +116,12 @@ func (n *renaming) newNames() error {
 
 // link gives a file a second name, unless it has it.
 func (n *renaming) link(from, to string) error {
-	err := n.d.LinkFrom(n.d, from, to)
+	err := fs.ErrExist
+	if !n.dryRun {
+		err = n.d.LinkFrom(n.d, from, to)
+	} else if _, serr := n.d.Stat(to); errors.Is(serr, fs.ErrNotExist) {
+		return nil
+	}
 	if err == nil || !errors.Is(err, fs.ErrExist) {
 		if fault.KindOf(err) == fault.Unsupported || fault.KindOf(err) == fault.Denied {
 			return fault.New(fault.Unsupported, "convert it to a disk with the new name", "this file system has no hard links: %w", err)

@@ -98,10 +98,12 @@ func copyRange(ctx context.Context, w io.Writer, src io.ReaderAt, off, n int64, 
 
 func (a *app) writeCommand() *cobra.Command {
 	var r byteRange
+	var dryRun bool
 	c := a.edit("write DISK [FILE]", "Write bytes into a disk", `Write a file, or standard input, into a disk at an offset, and make it durable. The disk must not be in use. A disk with children
 loses them: they are of what it was.`, "  vmdkctl write disk.vmdk boot.img\n  printf hello | vmdkctl write disk.vmdk --offset 1M", 1, nil)
 	c.Args = cobra.RangeArgs(1, 2)
 	r.flags(c, false)
+	dryRunFlag(c, &dryRun)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		in := a.in
 		if len(args) == 2 && args[1] != pipe {
@@ -112,18 +114,18 @@ loses them: they are of what it was.`, "  vmdkctl write disk.vmdk boot.img\n  pr
 			defer f.Close()
 			in = f
 		}
-		return a.write(c.Context(), args[0], in, &r)
+		return a.write(c.Context(), args[0], in, &r, dryRun)
 	}
 	return c
 }
 
-func (a *app) write(ctx context.Context, arg string, in io.Reader, r *byteRange) (err error) {
+func (a *app) write(ctx context.Context, arg string, in io.Reader, r *byteRange, dryRun bool) (err error) {
 	f, err := a.plainDisk(arg, "Attach it: it is a device then.")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	c, err := chain.Open(f.Dir, f.refs(), chain.Options{Locks: true, Devices: f.Devices})
+	c, err := chain.Open(f.Dir, f.refs(), chain.Options{Locks: true, ReadOnly: dryRun, Devices: f.Devices})
 	if err != nil {
 		return err
 	}
@@ -141,7 +143,9 @@ func (a *app) write(ctx context.Context, arg string, in io.Reader, r *byteRange)
 		if int64(n) > off+room-at {
 			return fault.New(fault.OutOfRange, "Grow the disk, or write less.", "the input goes on behind the end of the disk; %d bytes were written", at-off)
 		}
-		if n > 0 {
+		if n > 0 && dryRun {
+			at += int64(n)
+		} else if n > 0 {
 			if _, err := c.WriteAt(buf[:n], at); err != nil {
 				return err
 			}
@@ -157,7 +161,7 @@ func (a *app) write(ctx context.Context, arg string, in io.Reader, r *byteRange)
 	if err := c.Flush(); err != nil {
 		return err
 	}
-	return a.edited(edited{Disk: arg, Done: fmt.Sprintf("%s written at %d", count(int(at-off), "byte"), off)})
+	return a.edited(edited{Disk: arg, Done: fmt.Sprintf("%s written at %d", count(int(at-off), "byte"), off), DryRun: dryRun})
 }
 
 var algorithms = map[string]func() hash.Hash{"sha256": sha256.New, "sha512": sha512.New, "sha1": sha1.New, "md5": md5.New}

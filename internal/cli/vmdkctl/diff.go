@@ -72,7 +72,7 @@ type diffSide struct {
 }
 
 func openSide(f *found, locks bool) (*diffSide, error) {
-	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Locks: locks, Devices: f.Devices})
+	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Locks: locks, Devices: f.Devices, IgnoreCID: f.IgnoreCID})
 	if err != nil {
 		return nil, err
 	}

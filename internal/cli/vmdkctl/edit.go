@@ -44,6 +44,10 @@ func (a *app) edit(use, short, long, example string, args int, run func(ctx cont
 		RunE: func(c *cobra.Command, args []string) error { return run(c.Context(), args) }}
 }
 
+func dryRunFlag(c *cobra.Command, dryRun *bool) {
+	c.Flags().BoolVar(dryRun, "dry-run", false, "say what would be done, do nothing")
+}
+
 // PlainDisk finds a disk that is plain files; volume says what to do with one of a datastore.
 func (a *app) plainDisk(arg, volume string) (*found, error) {
 	f, err := a.find(arg)
@@ -61,7 +65,7 @@ not grow by themselves. A flat disk takes its new space thin, or as --format say
 whose links differ in size; give it one link first (vmdkctl flatten). A volume of a datastore may have snapshots.`,
 		"  vmdkctl grow disk.vmdk 20G\n  vmdkctl grow --datastore /srv/disks database 20G", 2, nil)
 	format := c.Flags().String("format", string(vmdk.Thin), "how a flat disk takes its space: "+list(diskFormats))
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, do nothing")
+	dryRunFlag(c, &dryRun)
 	must(c.RegisterFlagCompletionFunc("format", fixed(diskFormats...)))
 	c.RunE = func(c *cobra.Command, args []string) error {
 		size, err := cli.ParseSize(args[1])
@@ -127,10 +131,12 @@ func (a *app) growVolume(ctx context.Context, arg string, done edited) error {
 }
 
 func (a *app) shrinkCommand() *cobra.Command {
+	var dryRun bool
 	c := a.edit("shrink DISK", "Give the space of zeros back", `Give the space that zeros take in a disk back to the file system: grains of zeros become zeros without space, zeros of a
 thin flat disk become holes. The capacity stays. Zero the free space of the disk's file systems before (fstrim, or a file of zeros that is
 deleted again). The disk must not be in use; only the link that DISK names changes, and what it reads stays the same.`,
 		"  vmdkctl shrink disk.vmdk", 1, nil)
+	dryRunFlag(c, &dryRun)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		f, err := a.plainDisk(args[0], "Attach it and run fstrim on it: what a guest discards comes back at once.")
 		if err != nil {
@@ -138,21 +144,23 @@ deleted again). The disk must not be in use; only the link that DISK names chang
 		}
 		defer f.Close()
 		progress := cli.NewProgress(a.err, "shrink "+args[0], 0)
-		freed, err := chain.Shrink(c.Context(), f.Dir, f.refs(), chain.EditParams{Progress: progress.Set})
+		freed, err := chain.Shrink(c.Context(), f.Dir, f.refs(), chain.EditParams{Progress: progress.Set, DryRun: dryRun})
 		progress.Done()
 		if err != nil {
 			return err
 		}
-		return a.edited(edited{Disk: args[0], Done: "shrunk, " + cli.FormatSize(freed) + " came back", Freed: freed})
+		return a.edited(edited{Disk: args[0], Done: "shrunk, " + cli.FormatSize(freed) + " came back", Freed: freed, DryRun: dryRun})
 	}
 	return c
 }
 
 func (a *app) defragmentCommand() *cobra.Command {
+	var dryRun bool
 	c := a.edit("defragment DISK", "Write a disk's grains in order", `Write the sparse extents of a link anew: grains in the order of the disk, without space that no entry names, with the header
 and the tables that every reader takes. Each extent is replaced as a whole, so that there is room for one more of it needed. The disk must
 not be in use; what it reads, its content ID and its names stay.`,
 		"  vmdkctl defragment disk.vmdk", 1, nil)
+	dryRunFlag(c, &dryRun)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		f, err := a.plainDisk(args[0], "vmdkctl flatten writes it anew.")
 		if err != nil {
@@ -160,21 +168,28 @@ not be in use; what it reads, its content ID and its names stay.`,
 		}
 		defer f.Close()
 		progress := cli.NewProgress(a.err, "defragment "+args[0], 0)
-		r, err := vmdk.Defragment(c.Context(), f.Dir, f.Head(), progress.Set)
+		var r vmdk.Defragmented
+		if dryRun {
+			r, err = vmdk.PlanDefragment(c.Context(), f.Dir, f.Head())
+		} else {
+			r, err = vmdk.Defragment(c.Context(), f.Dir, f.Head(), progress.Set)
+		}
 		progress.Done()
 		if err != nil {
 			return err
 		}
-		return a.edited(edited{Disk: args[0], Freed: r.Before - r.After,
+		return a.edited(edited{Disk: args[0], Freed: r.Before - r.After, DryRun: dryRun,
 			Done: fmt.Sprintf("%s written anew: %s, %s before", count(r.Extents, "extent"), cli.FormatSize(r.After), cli.FormatSize(r.Before))})
 	}
 	return c
 }
 
 func (a *app) renameCommand() *cobra.Command {
+	var dryRun bool
 	c := a.edit("rename DISK NAME", "Give a disk another name", `Give a disk another name in its directory: the descriptor, its extents, and what its children there record of it. NAME ends
 in .vmdk. An interrupted run leaves the disk under one of the names, or under both; repeated, it goes on. The disk must not be in use.`,
 		"  vmdkctl rename disk.vmdk database.vmdk", 2, nil)
+	dryRunFlag(c, &dryRun)
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		f, err := a.plainDisk(args[0], "A volume's name cannot change; clone it under another one.")
 		if err != nil {
@@ -185,11 +200,15 @@ in .vmdk. An interrupted run leaves the disk under one of the names, or under bo
 		if dir := filepath.Dir(next); dir != "." && filepath.Clean(dir) != filepath.Clean(f.Path) {
 			return cli.Usage{Err: fault.New(fault.Invalid, "Move all its files with mv, or convert it.", "%s is in another directory", next)}
 		}
-		r, err := vmdk.Rename(f.Dir, f.Head(), filepath.Base(next))
+		do := vmdk.Rename
+		if dryRun {
+			do = vmdk.PlanRename
+		}
+		r, err := do(f.Dir, f.Head(), filepath.Base(next))
 		if err != nil {
 			return err
 		}
-		return a.edited(edited{Disk: args[0], Done: "renamed to " + strings.Join(r.Files, ", "), Files: r.Files, Told: r.Children})
+		return a.edited(edited{Disk: args[0], Done: "renamed to " + strings.Join(r.Files, ", "), Files: r.Files, Told: r.Children, DryRun: dryRun})
 	}
 	return c
 }
@@ -205,6 +224,7 @@ reads what the new parent has: for a parent that was moved or copied. None of th
 	c.Flags().StringVar(&parent, "parent", "", "descriptor of the new parent")
 	c.Flags().BoolVar(&none, "no-parent", false, "make it a base: copy all that its parents have")
 	c.Flags().BoolVar(&p.Unsafe, "unsafe", false, "change the parent only")
+	dryRunFlag(c, &p.DryRun)
 	c.MarkFlagsOneRequired("parent", "no-parent")
 	c.MarkFlagsMutuallyExclusive("parent", "no-parent")
 	must(c.MarkFlagFilename("parent", "vmdk"))
@@ -228,7 +248,7 @@ reads what the new parent has: for a parent that was moved or copied. None of th
 		if !none {
 			what = "a child of " + filepath.Base(parent) + " now"
 		}
-		return a.edited(edited{Disk: args[0], Done: what})
+		return a.edited(edited{Disk: args[0], Done: what, DryRun: p.DryRun})
 	}
 	return c
 }

@@ -26,6 +26,8 @@ type found struct {
 	Volume *known // nil for a disk that is just files
 	// Devices are what --device names.
 	Devices map[string]string
+	// IgnoreCID is --ignore-cid.
+	IgnoreCID bool
 	// Links of the manifest, as many as Names; nil for a disk that is just files.
 	Links []datastore.Link
 }
@@ -193,7 +195,7 @@ func (a *app) findFileBroken(path string) (f *found, broken, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	f = &found{Dir: d, Path: filepath.Dir(path), Devices: a.devices}
+	f = &found{Dir: d, Path: filepath.Dir(path), Devices: a.devices, IgnoreCID: a.ignoreCID}
 	refs, broken := chain.ResolveOn(d, filepath.Base(path), a.devices)
 	for _, r := range refs {
 		f.Names = append(f.Names, r.Name)

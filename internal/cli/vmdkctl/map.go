@@ -37,7 +37,7 @@ fields of qemu-img map --output=json. Takes no lock; of a live disk the parts ar
 				return err
 			}
 			defer f.Close()
-			c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Devices: f.Devices})
+			c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Devices: f.Devices, IgnoreCID: f.IgnoreCID})
 			if err != nil {
 				return err
 			}

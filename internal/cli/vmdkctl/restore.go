@@ -62,8 +62,11 @@ func (a *app) cloneCommand() *cobra.Command {
 		Use:   "clone DISK NEWDISK",
 		Short: "Make a new disk with the content that a disk has now",
 		Long: `Make a new volume with the content that another one has now, as restore does with a snapshot. The source may be attached
-by vmdkctl: it goes on being used, and the clone has what a power cut would leave.`,
-		Example:           "  vmdkctl clone --datastore /srv/disks database database-for-tests",
+by vmdkctl: it goes on being used, and the clone has what a power cut would leave.
+
+Of a disk that is plain files, a linked clone is a child beside it (vmdkctl snapshot does the same): nobody may write DISK any more. A full
+one is a copy (vmdkctl convert knows more).`,
+		Example:           "  vmdkctl clone --datastore /srv/disks database database-for-tests\n  vmdkctl clone disk.vmdk copy.vmdk --mode full",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeDisk,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -89,7 +92,15 @@ func (a *app) restore(ctx context.Context, snapshot, name string, v copying) err
 }
 
 func (a *app) clone(ctx context.Context, disk, name string, v copying) error {
-	of, err := a.openDisk(disk, "`vmdkctl convert` copies plain files.")
+	f, err := a.find(disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if f.Volume == nil {
+		return a.cloneFiles(ctx, f, disk, name, v)
+	}
+	of, err := a.openDisk(disk, "")
 	if err != nil {
 		return err
 	}
@@ -99,6 +110,21 @@ func (a *app) clone(ctx context.Context, disk, name string, v copying) error {
 		return err
 	}
 	return a.makeFrom(ctx, of, name, d.Size, host.Source{Disk: of.id}, d.Spec.Name, v)
+}
+
+// CloneFiles makes a child or a copy of a disk that is plain files.
+func (a *app) cloneFiles(ctx context.Context, f *found, disk, name string, v copying) error {
+	if err := v.check(); err != nil {
+		return err
+	}
+	switch {
+	case v.size != "":
+		return fault.New(fault.Unsupported, "Leave --size out, and grow the copy.", "a clone of plain files has the size of %s", disk)
+	case v.mode == string(host.CloneFull):
+		return a.convert(ctx, conversion{from: disk, to: name, fromFmt: vmdkImage, toFmt: vmdkImage, dryRun: v.dryRun,
+			shape: shape{v.shape.diskType, v.shape.format, defaultAdapter}})
+	}
+	return a.child(ctx, f, disk, name, childOptions{diskType: string(vmdk.TwoGbMaxExtentSparse), dryRun: v.dryRun})
 }
 
 // Check refuses words that are none of the options'.

@@ -19,6 +19,7 @@ type app struct {
 	format    cli.Format
 	datastore string            // --datastore
 	devices   map[string]string // --device
+	ignoreCID bool              // --ignore-cid
 	ran       bool              // the command line was right
 }
 
@@ -59,6 +60,7 @@ snapshot of an attached disk can be read. A datastore of the driver is the same 
 	flags.VarP(&a.format, "output", "o", "how to answer: table, json or yaml")
 	flags.StringVar(&a.datastore, "datastore", "", "directory of a datastore; DISK is then the id or name of a volume on it")
 	flags.StringToStringVar(&a.devices, "device", nil, "EXTENT=PATH: the device of an extent of a raw disk, which a descriptor alone never opens")
+	flags.BoolVar(&a.ignoreCID, "ignore-cid", false, "read a chain whose parent was modified; what it reads may be a mixture (see fix-cid)")
 	must(root.RegisterFlagCompletionFunc("output", fixed(cli.Formats...)))
 	must(root.MarkPersistentFlagDirname("datastore"))
 	root.AddGroup(

@@ -72,7 +72,7 @@ func (a *app) serve(ctx context.Context, s *service, arg string) (err error) {
 	if f.Volume != nil && !s.readOnly {
 		return fault.New(fault.Unsupported, "Serve it with --read-only, or attach it and use the device.", "%s is a volume of a datastore", arg)
 	}
-	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: s.readOnly, Locks: !s.readOnly, Devices: f.Devices})
+	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: s.readOnly, Locks: !s.readOnly, Devices: f.Devices, IgnoreCID: f.IgnoreCID})
 	if err != nil {
 		return err
 	}

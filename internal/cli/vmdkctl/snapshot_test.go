@@ -372,7 +372,7 @@ func TestSnapshotRefusals(t *testing.T) {
 	r.fails(cli.ExitUsage, "kept on a datastore", "snapshots")
 	r.fails(cli.ExitUsage, "kept on a datastore", "restore", "monday", "x")
 	r.fails(cli.ExitFailed, "not a descriptor name", "snapshot", "plain.vmdk", "monday")
-	r.fails(cli.ExitFailed, "plain files", "clone", "plain.vmdk", "x")
+	r.fails(cli.ExitFailed, "not a descriptor name", "clone", "plain.vmdk", "x")
 	r.fails(cli.ExitFailed, "holds no datastore", r.on("snapshots")...)
 	r.ok(r.on("create", "db", "--size", "8M")...)
 	r.ok(r.on("create", "other", "--size", "8M")...)

@@ -41,7 +41,7 @@ func openChain(f *found) (source, error) {
 		f.Close()
 		return nil, fault.New(fault.InUse, "Detach it there first.", "the disk %s is attached on host %q", v.Record.Name, v.Manifest.Owner.Host)
 	}
-	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Locks: true, Devices: f.Devices})
+	c, err := chain.Open(f.Dir, f.refs(), chain.Options{ReadOnly: true, Locks: true, Devices: f.Devices, IgnoreCID: f.IgnoreCID})
 	if err != nil {
 		f.Close()
 		return nil, err

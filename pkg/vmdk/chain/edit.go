@@ -23,6 +23,8 @@ type EditParams struct {
 	Format vmdk.Format
 	// Progress, if set, is told how many bytes of the disk have been looked at.
 	Progress func(done, total int64)
+	// DryRun changes nothing: the answer is what would be done.
+	DryRun bool
 }
 
 // Shrink gives the space of zeros in the head of a closed chain back to the file system: grains of zeros become zeros without
@@ -35,19 +37,29 @@ func Shrink(ctx context.Context, d fsx.Dir, refs []Ref, p EditParams) (freed int
 	if p.Format != "" && p.Format != vmdk.Thin {
 		return 0, fault.New(fault.Unsupported, "convert it to a thin disk", "a %s disk keeps its space", p.Format)
 	}
-	c, err := Open(d, refs, Options{Locks: true, Format: p.Format})
+	c, err := Open(d, refs, Options{Locks: true, Format: p.Format, ReadOnly: p.DryRun})
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	give := c.Discard
+	if p.DryRun {
+		give = func(_, n int64) error {
+			freed += n
+			return nil
+		}
+	}
 	before, err := c.used()
 	if err != nil {
 		return 0, err
 	}
 	for _, e := range c.head.Extents() {
-		if err := c.shrinkExtent(ctx, e, p); err != nil {
+		if err := c.shrinkExtent(ctx, e, p, give); err != nil {
 			return 0, fault.Wrap(err, "shrink %s", c.head.Name)
 		}
+	}
+	if p.DryRun {
+		return freed, nil
 	}
 	if err := c.Flush(); err != nil {
 		return 0, err
@@ -68,7 +80,7 @@ func (c *Chain) used() (n int64, err error) {
 	return n, err
 }
 
-func (c *Chain) shrinkExtent(ctx context.Context, e *vmdk.Extent, p EditParams) error {
+func (c *Chain) shrinkExtent(ctx context.Context, e *vmdk.Extent, p EditParams, give func(off, n int64) error) error {
 	buf := make([]byte, editPiece)
 	for off := int64(0); off < e.Len; {
 		if err := ctx.Err(); err != nil {
@@ -83,7 +95,7 @@ func (c *Chain) shrinkExtent(ctx context.Context, e *vmdk.Extent, p EditParams) 
 			if _, err := c.ReadAt(buf[:n], e.Start+off); err != nil {
 				return err
 			}
-			if err := c.giveZeros(e, buf[:n], off); err != nil {
+			if err := giveZeros(e, buf[:n], off, give); err != nil {
 				return err
 			}
 		}
@@ -113,8 +125,8 @@ func nextData(e *vmdk.Extent, off int64) (n int64, data bool, err error) {
 	return end - off, true, nil
 }
 
-// giveZeros discards the units of b, which lies at off of an extent, that are zeros as a whole.
-func (c *Chain) giveZeros(e *vmdk.Extent, b []byte, off int64) error {
+// giveZeros gives the units of b up, which lies at off of an extent, that are zeros as a whole.
+func giveZeros(e *vmdk.Extent, b []byte, off int64, give func(off, n int64) error) error {
 	unit := e.GrainBytes()
 	if unit == 0 {
 		unit = zeroPiece
@@ -126,7 +138,7 @@ func (c *Chain) giveZeros(e *vmdk.Extent, b []byte, off int64) error {
 		}
 		at, n := e.Start+from, to-from
 		from = -1
-		return c.Discard(at, n)
+		return give(at, n)
 	}
 	for at := int64(0); at < int64(len(b)); {
 		n := min(int64(len(b))-at, unit-(off+at)%unit)
@@ -192,6 +204,9 @@ func Rebase(ctx context.Context, d fsx.Dir, refs, parents []Ref, p RebaseParams)
 	}
 	if len(refs) > 1 && !vmdk.Type(own.Type).Sparse() || len(parents) > 0 && !vmdk.Type(own.Type).Sparse() {
 		return fault.New(fault.Unsupported, "convert it to a sparse type", "a %s link has no parent", own.Type)
+	}
+	if p.DryRun {
+		return nil
 	}
 	if !p.Unsafe {
 		if err := keepContent(ctx, d, refs, below, p.EditParams); err != nil {
