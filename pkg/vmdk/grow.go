@@ -33,7 +33,7 @@ type Growth struct {
 // Protocol: 1. flat: extend the last file behind its end, sync; split: fill the last extent, make further ones as Create
 // does, sync, sync the directory. [A crash leaves a file that is longer than its line, or files nobody names.]
 // 2. sparse: write a new directory and new tables at the end of the file, sync. [A crash leaks them.]
-// 3. sparse: one header sector with offsets and capacity, sync. [A crash leaves a header that promises more than the
+// What another program left behind the end in the last grain becomes zeros, sync. 3. sparse: one header sector with offsets and capacity, sync. [A crash leaves a header that promises more than the
 // descriptor; the line rules.] 4. descriptor: temporary file, sync, rename, directory sync: the commit point.
 // Repeating it after a crash anywhere finishes the work.
 func (l *Link) Grow(ctx context.Context, p GrowParams) error {
@@ -191,6 +191,9 @@ func (g *Growth) Commit() error {
 	l := g.l
 	last := l.extents[len(l.extents)-1]
 	sectors := g.lines[last.Index].Sectors
+	if err := last.zeroTail(sectors * SectorSize); err != nil {
+		return fault.Wrap(errors.Join(err, g.Undo()), "grow %s", l.Name)
+	}
 	if last.Kind == Sparse && sectors > last.sp.sectors {
 		if err := last.sp.growTables(sectors); err != nil {
 			return fault.Wrap(errors.Join(err, g.Undo()), "grow %s", l.Name)
@@ -217,6 +220,23 @@ func (g *Growth) Commit() error {
 	}
 	l.extents = append(l.extents, g.fresh...)
 	return nil
+}
+
+// zeroTail makes durable zeros of what the last grain has behind the end of an extent that becomes larger. There may be something where
+// another program wrote the grain: qemu 7.2 fills it from the wrong place of a parent (block/vmdk.c, get_whole_grain).
+func (e *Extent) zeroTail(size int64) error {
+	if e.Kind != Sparse || size <= e.Len || e.Len%e.GrainBytes() == 0 {
+		return nil
+	}
+	r, err := e.Run(e.Len-1, 1)
+	if err != nil || r.State != Allocated {
+		return err
+	}
+	tail := make([]byte, e.GrainBytes()-e.Len%e.GrainBytes())
+	if err := e.ReadFile(tail, r.Offset+1); err != nil || allZeros(tail) {
+		return err
+	}
+	return errors.Join(e.ZeroFile(r.Offset+1, int64(len(tail)), false), e.SyncData())
 }
 
 // growTables makes the extent map sectors of guest space: steps 2 and 3 of Grow. The new directory names the tables that

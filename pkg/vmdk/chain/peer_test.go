@@ -1,6 +1,7 @@
 package chain_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -222,6 +223,35 @@ func (d *disk) grow() {
 	d.want = append(d.want, make([]byte, add)...)
 	if d.c.Size() != size {
 		d.t.Fatalf("the size is %d after growing to %d", d.c.Size(), size)
+	}
+}
+
+// TestGrowHidesTail: what another program left behind the end of a disk, in its last grain, is not read when the disk becomes larger.
+func TestGrowHidesTail(t *testing.T) {
+	for typ, file := range map[vmdk.Type]string{vmdk.MonolithicSparse: "disk.vmdk", vmdk.TwoGbMaxExtentSparse: "disk-s001.vmdk", vmdk.VMFSSparse: "disk-delta.vmdk"} {
+		t.Run(string(typ), func(t *testing.T) {
+			d := newDisk(t, seeded(t), vmdk.CreateParams{Type: typ, Capacity: mib + 512, GrainSectors: 64})
+			d.open()
+			d.write(mib, fillOf(512, 0xab))
+			d.close()
+			name := filepath.Join(d.path, file)
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := bytes.Index(b, fillOf(512, 0xab)) // the grain may end with the file
+			b = append(b, make([]byte, max(0, at+64*512-len(b)))...)
+			copy(b[at+512:], fillOf(63*512, 0xee))
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d.open()
+			d.grow()
+			d.checkAll()
+			d.close()
+			d.sound()
+			d.qemuReads()
+		})
 	}
 }
 
