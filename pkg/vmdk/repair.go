@@ -69,9 +69,9 @@ func UndoName(name string) string { return name + ".undo" }
 // Protocol: 1. plan all changes on an overlay and check what they would leave; a plan that makes anything worse is not carried
 // out; 2. write the old content of everything that will be overwritten to the undo file: temporary name, sync, link, sync of
 // the directory; [a crash leaves the disk as it was, and an undo file that would change nothing] 3. carry out the changes in
-// the order of the plan, with its syncs: a new content ID, grains and tables behind the old end of the file, redundant table,
+// the order of the plan, with its syncs, one behind the last of each file: a new content ID, grains and tables behind the old end of the file, redundant table,
 // table, directory, header; [a crash anywhere leaves each of them whole or not at all, and pointers only to what is durable:
-// Undo brings back what was, repeating the repair finishes it] 4. sync every file; 5. check the result.
+// Undo brings back what was, repeating the repair finishes it] 4. check the result.
 func Repair(ctx context.Context, d fsx.Dir, name string, p RepairParams) (*RepairResult, error) {
 	r, err := repair(ctx, d, name, p)
 	return r, fault.Wrap(err, "repair %s", name)

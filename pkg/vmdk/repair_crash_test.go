@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -102,6 +104,118 @@ func TestRepairCrash(t *testing.T) {
 			t.Fatalf("%d states", states)
 		}
 	})
+}
+
+// TestEverySyncOfRepairMatters: without any sync call of the code that repairs and undoes, some crash breaks what TestRepairCrash and
+// TestRepairUndoCrash demand. Those of the code that writes disks have tests of their own (package chain).
+func TestEverySyncOfRepairMatters(t *testing.T) {
+	if raceDetector {
+		return // suite crash runs it
+	}
+	needed := map[string]bool{}
+	eachCrashed(t, func(t *testing.T, im *image) {
+		for _, do := range []func(t *testing.T, im *image, without string) (map[string]int, error){repairStates, undoStates} {
+			sites, err := do(t, im, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for site := range sites {
+				if strings.Contains(site, "vmdk/repair") && !needed[site] {
+					_, err := do(t, im, site)
+					if needed[site] = err != nil; err != nil {
+						t.Logf("%s: %v", site, err)
+					}
+				}
+			}
+		}
+	})
+	for site, is := range needed {
+		if !is {
+			t.Errorf("nothing breaks without the sync at %s", site)
+		}
+	}
+	if len(needed) < 4 { // the rest write into memory, and are carried out by these
+		t.Errorf("only %d sync calls were seen", len(needed))
+	}
+}
+
+// repairStates repairs without the sync calls of a site, and judges what a power loss leaves.
+func repairStates(t *testing.T, im *image, without string) (map[string]int, error) {
+	t.Helper()
+	s := im.fs()
+	s.Record()
+	if without != "" {
+		s.DropSync(without)
+	}
+	want, err := Repair(context.Background(), s.Root(), imageName, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Mark("repaired")
+	repaired := im.read(s.Root())
+	for cut := range s.Crashes(32, 1) {
+		d := cut.Root()
+		if len(cut.Events()) > 0 {
+			for i, c := range im.read(d) {
+				if i >= len(repaired) || c.err != nil || c.hash != repaired[i].hash {
+					return nil, fmt.Errorf("guest bytes from %d are not what the repair answered (%s)", c.off, cut.Cut())
+				}
+			}
+			rep, err := Check(context.Background(), d, imageName)
+			if err != nil || rep.Sound() != want.After.Sound() {
+				return nil, fmt.Errorf("the repair is gone: %v %v (%s)", rep.Problems, err, cut.Cut())
+			}
+		}
+		if _, err := d.Stat(UndoName(imageName)); err == nil {
+			if err := UndoRepair(d, UndoName(imageName)); err != nil {
+				return nil, fmt.Errorf("undo: %w (%s)", err, cut.Cut())
+			}
+		}
+		if err := im.differs(d); err != nil {
+			return nil, fmt.Errorf("%w (%s)", err, cut.Cut())
+		}
+	}
+	return s.SyncSites(), nil
+}
+
+// undoStates is repairStates for an undo.
+func undoStates(t *testing.T, im *image, without string) (map[string]int, error) {
+	t.Helper()
+	s := im.fs()
+	r, err := Repair(context.Background(), s.Root(), imageName, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Record()
+	if without != "" {
+		s.DropSync(without)
+	}
+	if err := UndoRepair(s.Root(), r.Undo); err != nil {
+		t.Fatal(err)
+	}
+	s.Mark("undone")
+	for cut := range s.Crashes(32, 1) {
+		if _, err := cut.Root().Stat(r.Undo); err == nil && len(cut.Events()) > 0 {
+			return nil, fmt.Errorf("the undo file is back (%s)", cut.Cut())
+		}
+		if err := UndoRepair(cut.Root(), r.Undo); err != nil && !errors.Is(err, fault.NotFound) {
+			return nil, fmt.Errorf("%w (%s)", err, cut.Cut())
+		}
+		if err := im.differs(cut.Root()); err != nil {
+			return nil, fmt.Errorf("%w (%s)", err, cut.Cut())
+		}
+	}
+	return s.SyncSites(), nil
+}
+
+// differs tells which file is not what it was.
+func (im *image) differs(d fsx.Dir) error {
+	for n, b := range im.files {
+		if !bytes.Equal(slurp(im.t, d, n), b) {
+			return fmt.Errorf("%s is not what it was", n)
+		}
+	}
+	return nil
 }
 
 // TestRepairUndoCrash: undo can be cut off and repeated.

@@ -44,7 +44,7 @@ func hashOf(b []byte) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// carryOut is steps 2 to 4 of Repair.
+// carryOut is steps 2 and 3 of Repair.
 func carryOut(d fsx.Dir, name, undo string, o *overlay) error {
 	if err := writeUndo(d, name, undo, o); err != nil {
 		return fault.Wrap(err, "nothing was changed: undo file %s", undo)
@@ -57,13 +57,10 @@ func carryOut(d fsx.Dir, name, undo string, o *overlay) error {
 			break
 		}
 	}
-	for _, f := range files {
-		if err == nil {
-			err = f.Datasync()
-		}
+	for _, f := range files { // each is synced: the last change of a file is a sync, and a replaced one is synced with its directory
 		err = errors.Join(err, f.Close())
 	}
-	return errors.Join(err, d.Sync())
+	return err
 }
 
 func (c *change) carryOut(d fsx.Dir, files map[string]fsx.File) (err error) {
