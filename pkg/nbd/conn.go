@@ -244,7 +244,7 @@ func (c *conn) check(r *request) (errno uint32, why string) {
 	known, ok := knownFlags[r.cmd]
 	writes := r.cmd == cmdWrite || r.cmd == cmdTrim || r.cmd == cmdWriteZeroes
 	outside := r.off > uint64(c.size) || uint64(r.length) > uint64(c.size)-r.off
-	mask := uint64(c.export.minBlock() - 1)
+	mask := uint64(c.export.minBlock(c.size) - 1)
 	switch {
 	case !ok:
 		return errnoInvalid, "unknown command"

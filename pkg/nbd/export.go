@@ -40,7 +40,7 @@ type Export struct {
 	// holds of a block.Device that all connections share.
 	MultiConn bool
 	// MinBlock, PreferredBlock are told as block sizes, in bytes; 0 is 1 and 4096. Requests that are no multiple of MinBlock are
-	// refused. MinBlock is a power of two up to 64 KiB.
+	// refused. MinBlock is a power of two up to 64 KiB; it is taken to be less if it does not divide the size.
 	MinBlock, PreferredBlock uint32
 	// Allocation answers base:allocation and finds holes for structured reads; nil if everything is data.
 	Allocation func(off, n int64) iter.Seq2[Extent, error]
@@ -87,7 +87,14 @@ func (e *Export) flags(structured bool) uint16 {
 	return f
 }
 
-func (e *Export) minBlock() uint32 { return max(e.MinBlock, 1) }
+// MinBlock divides the size: a client that takes it by its word could not reach the end otherwise.
+func (e *Export) minBlock(size int64) uint32 {
+	b := max(e.MinBlock, 1)
+	for size%int64(b) != 0 {
+		b /= 2
+	}
+	return b
+}
 
 func (e *Export) preferredBlock() uint32 { return max(e.PreferredBlock, 4096, e.MinBlock) }
 

@@ -249,7 +249,7 @@ func (c *conn) infoGo(ctx context.Context, o option) (done bool, err error) {
 			info(kind, []byte(c.describe(e)))
 		}
 	}
-	sizes := binary.BigEndian.AppendUint32(nil, e.minBlock())
+	sizes := binary.BigEndian.AppendUint32(nil, e.minBlock(c.size))
 	sizes = binary.BigEndian.AppendUint32(sizes, e.preferredBlock())
 	info(infoBlockSize, binary.BigEndian.AppendUint32(sizes, maxPayload))
 	if err == nil {
