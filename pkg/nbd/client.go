@@ -3,7 +3,6 @@ package nbd
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"iter"
 	"log/slog"
 	"sync"
