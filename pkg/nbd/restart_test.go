@@ -230,8 +230,9 @@ func (g *gated) WriteAt(p []byte, off int64) (int, error) {
 // what the next session writes.
 func TestLateWriteIsFencedOff(t *testing.T) {
 	d := &gated{Mem: block.Memory(1 << 20), arrived: make(chan struct{}), open: make(chan struct{})}
-	arrived := d.arrived
+	arrived, release := d.arrived, sync.OnceFunc(func() { close(d.open) })
 	g := serveDevice(t, d)
+	t.Cleanup(release)
 	c := g.client(ClientOptions{})
 	first := make(chan error, 1)
 	go func() {
@@ -255,7 +256,7 @@ func TestLateWriteIsFencedOff(t *testing.T) {
 		t.Fatalf("the write was answered although it waits: %v", err)
 	default:
 	}
-	close(d.open)
+	release()
 	if err := <-first; err != nil {
 		t.Fatal(err)
 	}
