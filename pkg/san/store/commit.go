@@ -50,7 +50,7 @@ func (s *Store) commit() error { return s.group.do(s.write) }
 // write is one commit:
 //
 //  1. Freeze: the catalogue as it is now becomes a record; extents freed from here on belong to the next generation.
-//  2. The superblock must be the one written last: nobody else owns the LUN.
+//  2. Superblock and identity block must be those written last: nobody else owns the LUN.
 //  3. The record goes into the area that the superblock does not name.
 //  4. Sync. The record is durable, and so are the data and the zeros of every extent that it names. (Crash before the end of 5:
 //     the old catalogue, whose extents nobody gave to another file.)
@@ -104,14 +104,14 @@ func (s *Store) freeze() ([]byte, super) {
 	return record, super{layout: s.layout, generation: c.generation, area: 1 - s.super.area, recordLen: length, recordCRC: le.Uint32(record[12:])}
 }
 
-// stillOurs compares the superblock with what was written last.
+// stillOurs compares the superblock with what was written last, and the identity block, which another owner writes first.
 func (s *Store) stillOurs() error {
-	p := fsx.AlignedBuffer(blockSize)
+	p := fsx.AlignedBuffer(2 * blockSize)
 	if _, err := s.lun.ReadAt(p, superblock); err != nil {
 		return fault.Wrap(err, "read the superblock")
 	}
-	if !bytes.Equal(p, s.super.encode()) {
-		return fault.New(fault.InUse, "One process owns a store: stop the other one.", "somebody else wrote the superblock of store %s", s.layout.uuid)
+	if !bytes.Equal(p[:blockSize], s.super.encode()) || !bytes.Equal(p[blockSize:], nonceBlock(s.layout.uuid, s.nonce)) {
+		return fault.New(fault.InUse, "One process owns a store: stop the other one.", "store %s has got another owner", s.layout.uuid)
 	}
 	return nil
 }
@@ -122,6 +122,7 @@ func (s *Store) poison(err error) error {
 	if s.poisoned == nil {
 		s.poisoned = fault.New(fault.Poisoned, "Open the store anew.", "store %s: a commit failed, what it should have stored is uncertain: %w",
 			s.layout.uuid, err)
+		s.dead.Store(true)
 	}
 	return s.poisoned
 }

@@ -328,9 +328,17 @@ func (s *Store) sync(n *inode) error {
 	return nil
 }
 
+// Space counts what the next commit frees as free, and what block maps hold as used.
 func (d *dir) Space() (total, free int64, err error) {
-	i := d.s.Info()
-	return i.Total, i.Free + i.Held, nil
+	d.s.mu.Lock()
+	defer d.s.mu.Unlock()
+	n := d.s.used.free
+	for _, h := range d.s.held {
+		if !d.s.grantOlderThan(h.generation) {
+			n += int64(h.n)
+		}
+	}
+	return d.s.layout.extents * d.s.layout.extentSize, n * d.s.layout.extentSize, nil
 }
 
 // Descriptor is a descriptor that stands for nothing: a directory of a store cannot be handed to another process. Callers

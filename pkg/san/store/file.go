@@ -65,8 +65,17 @@ func (f *file) mayWrite(op string, off, n int64) error {
 		return fault.New(fault.ReadOnly, "", "%s %s: it was opened read-only", op, f.path)
 	case off+n > f.s.layout.maxFile():
 		return fsx.Failure(op, f.path, unix.EFBIG)
+	case f.s.dead.Load(): // the LUN may be another's
+		return f.s.death()
 	}
 	return nil
+}
+
+// death is why nothing is written any more.
+func (s *Store) death() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.poisoned
 }
 
 // WriteAt writes straight to the LUN where the file has room; else extents are allocated first.

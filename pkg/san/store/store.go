@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -141,6 +142,7 @@ type Store struct {
 	super     super  // what is durable
 	recorded  int64  // bytes of a record of what there is now
 	poisoned  error
+	dead      atomic.Bool // poisoned is set
 
 	group group
 }
@@ -304,6 +306,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.poisoned == nil {
 		s.poisoned = fault.New(fault.Poisoned, "Open the store anew.", "the store was closed")
+		s.dead.Store(true)
 	}
 	s.mu.Unlock()
 	return errors.Join(err, s.lun.Lock(fsx.Unlock))
