@@ -97,7 +97,7 @@ func (c *Chain) zeroAllocated(i int, e *vmdk.Extent, off int64, r vmdk.Run, disc
 		}
 		return n, e.ZeroFile(r.Offset, n, discard)
 	}
-	n := min(whole(off), maxRun*gb)
+	n := min(whole(off), runGrains(e, off/gb)*gb)
 	length := n
 	if i > 0 {
 		var zero bool

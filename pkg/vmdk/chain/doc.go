@@ -23,7 +23,7 @@
 //   - changeMu: one growth, snapshot or merge at a time. Close waits for it, having cancelled what holds it.
 //   - gate: held shared by every request and by each piece that a merge copies, exclusively for the moment when grains are
 //     reclaimed, the disk grows, links change, or the disk closes. Links and merging are read under it.
-//   - stripes, then lowerStripes: one per grain (hashed), held while a grain gets its place or loses it, in ascending
+//   - stripes, then lowerStripes: one per 64 KiB or grain (hashed), held while a grain gets its place or loses it, in ascending
 //     order. Overwriting an allocated grain takes none, except in a head that is being drained.
 //   - commitMu: shared while an entry goes into Pending and the table; exclusive while the changes of a flush are frozen.
 //   - flushMu, startMu, linksMu and the locks of package vmdk: leaves.

@@ -16,7 +16,7 @@ func (c *Chain) inDrain(off, n int64, upper func(e *vmdk.Extent, at, fileOff, n 
 	for n > 0 {
 		e := c.head.At(off)
 		gb, in := e.GrainBytes(), off-e.Start
-		k := min(n, e.End()-off, (in/gb+maxRun)*gb-in)
+		k := min(n, e.End()-off, (in/gb+runGrains(e, in/gb))*gb-in)
 		if err := c.inDrainGrains(e, in, k, upper, lower); err != nil {
 			return err
 		}

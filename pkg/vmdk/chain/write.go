@@ -8,8 +8,21 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 )
 
-// maxRun is how many grains get their place in one step; far fewer than there are stripes, so a run never needs one twice.
-const maxRun = 64
+const (
+	// maxRun is how many stripes are held in one step; far fewer than there are, so a run never needs one twice.
+	maxRun = 64
+	// stripeBytes is what one stripe stands for, or one grain if that is larger.
+	stripeBytes = 64 << 10
+)
+
+// stripeGrains is how many grains one stripe stands for.
+func stripeGrains(e *vmdk.Extent) int64 { return max(stripeBytes/e.GrainBytes(), 1) }
+
+// runGrains is how many grains from g on can get their place, or lose it, in one step.
+func runGrains(e *vmdk.Extent, g int64) int64 {
+	per := stripeGrains(e)
+	return maxRun*per - g%per
+}
 
 // WriteAt implements block.Device.
 func (c *Chain) WriteAt(p []byte, off int64) (int, error) {
@@ -121,8 +134,9 @@ func (c *Chain) lockGrains(link int, e *vmdk.Extent, g, count int64) (unlock fun
 	}
 	var idx [maxRun]int
 	s := idx[:0]
-	for i := range count {
-		s = append(s, int((g+i+int64(e.Index)*67)%int64(len(stripes))))
+	per := stripeGrains(e)
+	for i := g / per; i <= (g+count-1)/per; i++ {
+		s = append(s, int((i+int64(e.Index)*67)%int64(len(stripes))))
 	}
 	slices.Sort(s)
 	for _, i := range s {
@@ -144,7 +158,7 @@ func (c *Chain) lockGrains(link int, e *vmdk.Extent, g, count int64) (unlock fun
 func (c *Chain) allocate(i int, e *vmdk.Extent, off, n int64, p []byte) (int64, error) {
 	gb := e.GrainBytes()
 	g := off / gb
-	count := min((off+n-1)/gb-g+1, maxRun)
+	count := min((off+n-1)/gb-g+1, runGrains(e, g))
 	defer c.lockGrains(i, e, g, count)()
 	r, err := e.Run(off, min(n, (g+count)*gb-off))
 	if err != nil || r.State == vmdk.Allocated {
@@ -242,7 +256,7 @@ func (c *Chain) publish(i int, e *vmdk.Extent, g, count int64, sector uint32) er
 		return c.fail(err)
 	}
 	for count > 0 {
-		n := count
+		n := min(count, maxRun)
 		for {
 			err := c.tryPublish(i, e, g, n, sector)
 			if err == nil {
