@@ -75,13 +75,13 @@ func randomID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Serve accepts connections until the server or the listener is closed; it closes l.
+// Serve accepts connections until the server or the listener is closed, which may be before it began; it closes l.
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		l.Close()
-		return fault.New(fault.Unavailable, "", "the NBD server is closed")
+		return nil
 	}
 	s.listeners[l] = true
 	s.mu.Unlock()
@@ -94,7 +94,7 @@ func (s *Server) Serve(l net.Listener) error {
 	for {
 		nc, err := l.Accept()
 		if err == nil {
-			s.start(nc)
+			s.start(newConn(s, nc))
 			continue
 		}
 		if s.isClosed() || errors.Is(err, net.ErrClosed) {
@@ -124,15 +124,14 @@ func (s *Server) isClosed() bool {
 	return s.closed
 }
 
-func (s *Server) start(nc net.Conn) {
-	c := newConn(s, nc)
+func (s *Server) start(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || len(s.conns) >= s.o.MaxConnections {
 		if !s.closed {
 			s.o.Log.Warn("nbd: refused: too many connections", "peer", c.peer.Address, "limit", s.o.MaxConnections)
 		}
-		nc.Close()
+		c.raw.Close()
 		return
 	}
 	s.conns[c] = true
@@ -140,7 +139,7 @@ func (s *Server) start(nc net.Conn) {
 	go func() {
 		defer s.wg.Done()
 		defer s.forget(c)
-		defer nc.Close()
+		defer c.raw.Close()
 		c.serve()
 	}()
 }

@@ -247,6 +247,12 @@ func (r *recorder) note(what string) {
 	r.calls = append(r.calls, what)
 }
 
+func (r *recorder) said() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.calls, " ")
+}
+
 func (r *recorder) Flush() error { r.note("flush"); return r.Mem.Flush() }
 
 func (r *recorder) Discard(off, n int64) error {
@@ -296,8 +302,8 @@ func TestWhatFlagsDo(t *testing.T) {
 			length = 0
 		}
 		w.request(tc.cmd, tc.flags, 1, 512, length, payload)
-		if errno, _ := w.simple(); errno != tc.errno || strings.Join(r.calls, " ") != tc.want {
-			t.Errorf("command %d, flags %d: errno %d, %v; want %d, %s", tc.cmd, tc.flags, errno, r.calls, tc.errno, tc.want)
+		if errno, _ := w.simple(); errno != tc.errno || r.said() != tc.want {
+			t.Errorf("command %d, flags %d: errno %d, %v; want %d, %s", tc.cmd, tc.flags, errno, r.said(), tc.errno, tc.want)
 		}
 	}
 }
