@@ -39,10 +39,10 @@ func (c *Chain) shareLink(i int, off, n int64, put func(e *vmdk.Extent, from, of
 	}
 	return c.parts(i, off, n, func(p part) error {
 		e := c.links[i].At(p.off)
-		switch {
-		case p.state == vmdk.Zeroed:
+		switch p.state {
+		case vmdk.Zeroed:
 			return nil
-		case p.state == vmdk.Unallocated:
+		case vmdk.Unallocated:
 			return c.shareLink(i-1, p.off, p.n, put)
 		}
 		r, err := e.Run(p.off-e.Start, p.n)
