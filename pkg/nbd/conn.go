@@ -64,7 +64,6 @@ type call struct {
 // Batch is some calls that one goroutine serves after one another, and answers at once.
 type batch struct {
 	calls []call
-	bytes int64 // taken from the budget
 	reply replies
 }
 
