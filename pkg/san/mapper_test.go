@@ -91,20 +91,22 @@ func TestLeaseOnTheNode(t *testing.T) {
 	must(t, write())
 	r.clock.pass(m.Lease - m.MaxIO + time.Second)
 	answer := make(chan error, 1)
-	go func() { answer <- write() }()
-	<-r.clock.added // it waits
-	select {
-	case err := <-answer:
-		t.Fatalf("a request with less than MaxIO left ended: %v", err)
-	default:
+	waits := func() {
+		t.Helper()
+		go func() { answer <- write() }()
+		select {
+		case <-r.clock.added:
+		case err := <-answer:
+			t.Fatalf("a request with less than MaxIO left ended: %v", err)
+		}
 	}
+	waits()
 	if recalled, err := d.Renew(ctx); recalled || err != nil {
 		t.Fatal(recalled, err)
 	}
 	must(t, <-answer)
 	r.clock.pass(m.Lease - m.MaxIO + time.Second)
-	go func() { answer <- write() }()
-	<-r.clock.added
+	waits()
 	r.clock.pass(m.MaxIO)
 	if err := <-answer; !errors.Is(err, fault.Unavailable) {
 		t.Errorf("after the lease: %v", err)
