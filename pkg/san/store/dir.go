@@ -126,7 +126,7 @@ func (d *dir) Open(name string, flag fsx.Flag) (fsx.File, error) {
 	if err == nil {
 		return nil, fsx.Failure("open", d.join(name), unix.EEXIST)
 	}
-	if err != unix.ENOENT || flag&fsx.Create == 0 || d.n.links == 0 {
+	if err != unix.ENOENT || flag&fsx.Create == 0 {
 		return nil, fsx.Failure("open", d.join(name), err)
 	}
 	var f fsx.File

@@ -262,6 +262,23 @@ func (c *catalogue) validate(l *layout) []string {
 			say("%s has an extent of [%d, +%d) that something else has as well", what, r.lun, r.n)
 		}
 	}
+	byNumber := c.checkFiles(l, say, take)
+	c.checkTree(byNumber, say)
+	for _, h := range c.held {
+		take("the list of held extents", run{lun: h.lun, n: h.n})
+	}
+	seen := uint64(0)
+	for _, g := range c.grants {
+		if g.ID <= seen || g.ID >= c.nextGrant || g.Generation > c.generation {
+			say("grant %d of generation %d follows grant %d, the next number is %d", g.ID, g.Generation, seen, c.nextGrant)
+		}
+		seen = g.ID
+	}
+	return problems
+}
+
+// checkFiles checks each file by itself; take is called with all their extents.
+func (c *catalogue) checkFiles(l *layout, say func(string, ...any), take func(string, run)) map[uint64]*inode {
 	byNumber := make(map[uint64]*inode, len(c.inodes))
 	last := uint64(0)
 	for _, n := range c.inodes {
@@ -285,18 +302,7 @@ func (c *catalogue) validate(l *layout) []string {
 			take(what, r)
 		}
 	}
-	c.checkTree(byNumber, say)
-	for _, h := range c.held {
-		take("the list of held extents", run{lun: h.lun, n: h.n})
-	}
-	seen := uint64(0)
-	for _, g := range c.grants {
-		if g.ID <= seen || g.ID >= c.nextGrant || g.Generation > c.generation {
-			say("grant %d of generation %d follows grant %d, the next number is %d", g.ID, g.Generation, seen, c.nextGrant)
-		}
-		seen = g.ID
-	}
-	return problems
+	return byNumber
 }
 
 // checkTree walks from the root: every directory has one name, and nothing is without.
