@@ -8,6 +8,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // fuzzCOWD is the descriptor and the extent of a small disk with some grains.
@@ -58,6 +59,7 @@ func FuzzCOWD(f *testing.F) {
 	f.Add(uint16(2048), []byte{1, 0, 0, 0})
 	f.Add(uint16(2560), []byte{5, 0, 0, 0, 5, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, at uint16, change []byte) {
+		defer vmdktest.Bounded(t)
 		d := sim.New(sim.Options{}).Root()
 		b := bytes.Clone(image)
 		copy(b[min(int(at), len(b)):], change)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // FuzzRepair: whatever is wrong with a disk of any kind, it is checked and repaired without a panic, a repair is never worse
@@ -24,6 +25,7 @@ func FuzzRepair(f *testing.F) {
 	f.Add(uint8(5), uint32(48*512+8), []byte{0xff, 0xff, 0xff, 0xff}, uint32(20), []byte{16})
 	f.Add(uint8(6), uint32(128), []byte{1}, uint32(512+24), []byte{1})
 	f.Fuzz(func(t *testing.T, which uint8, at uint32, change []byte, at2 uint32, change2 []byte) {
+		defer vmdktest.Bounded(t)
 		im := images[int(which)%len(images)].clone()
 		im.t = t
 		name := imageName

@@ -8,6 +8,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // FuzzDescriptor: parsing never fails but with fault.Damaged, and what is parsed is written back byte for byte and
@@ -15,6 +16,7 @@ import (
 func FuzzDescriptor(f *testing.F) {
 	f.Add([]byte("# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 8 FLAT \"a\" 0\nddb.x = \"1\"\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
+		defer vmdktest.Bounded(t)
 		d, err := ParseDescriptor(text)
 		if err != nil {
 			if fault.KindOf(err) != fault.Damaged {
@@ -66,6 +68,7 @@ func FuzzSparse(f *testing.F) {
 	f.Add(uint16(21*512), []byte{1, 0, 0, 0})
 	f.Add(uint16(22*512), []byte{64, 0, 0, 0, 64, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, at uint16, change []byte) {
+		defer vmdktest.Bounded(t)
 		b := bytes.Clone(image[:n])
 		copy(b[min(int(at), len(b)):], change)
 		d := sim.New(sim.Options{}).Root()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // seWritten makes the files of seImage in a directory, as a base, and returns what they hold.
@@ -122,6 +123,7 @@ func FuzzSESparse(f *testing.F) {
 	f.Add(uint32(seLayout[seDirectory].from*SectorSize), []byte{1, 2, 3, 4, 5, 6, 7, 0x10}, false)
 	f.Add(uint32(seLayout[seTables].from*SectorSize), []byte{1, 2, 3, 4, 5, 6, 7, 0x30}, false)
 	f.Fuzz(func(t *testing.T, at uint32, change []byte, pending bool) {
+		defer vmdktest.Bounded(t)
 		b := bytes.Clone(im.files[seFile])
 		copy(b[min(int(at), len(b)):], change)
 		if pending {

@@ -18,6 +18,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx/sim"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // streamed is a disk of pieces that compress well, badly and not at all, with holes.
@@ -384,6 +385,7 @@ func FuzzStream(f *testing.F) {
 	f.Add(true, uint16(56), []byte{24}, uint16(0))
 	f.Add(false, uint16(24*512+8), []byte{0xff, 0xff}, uint16(0))
 	f.Fuzz(func(t *testing.T, pipe bool, at uint16, change []byte, cut uint16) {
+		defer vmdktest.Bounded(t)
 		b := bytes.Clone(images[0])
 		if pipe {
 			b = bytes.Clone(images[1])

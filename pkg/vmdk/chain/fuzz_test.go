@@ -13,6 +13,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
+	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/vmdktest"
 )
 
 // fuzzMemory is the most that one run may allocate, in bytes.
@@ -97,6 +98,7 @@ func FuzzChain(f *testing.F) {
 	f.Add(uint8(2), uint16(512), []byte("\x00"))
 	f.Add(uint8(4), uint16(1024), []byte{1, 0, 0, 0, 2})
 	f.Fuzz(func(t *testing.T, which uint8, at uint16, change []byte) {
+		defer vmdktest.Bounded(t)
 		d := sim.New(sim.Options{}).Root()
 		for i, n := range files {
 			b := bytes.Clone(whole[n])
@@ -170,6 +172,7 @@ func FuzzOperations(f *testing.F) {
 	f.Add(uint8(1), []byte{5, 0, 0, 5, 1, 1, 6, 0, 7, 0, 3, 0, 4, 0, 8})
 	f.Add(uint8(2), []byte{0, 0, 8, 2, 0, 9, 5, 5, 5, 6, 7, 6, 7})
 	f.Fuzz(func(t *testing.T, kind uint8, code []byte) {
+		defer vmdktest.Bounded(t)
 		w := newFuzzed(t, kind)
 		for i := 0; i+2 < len(code) && i < 3*64; i += 3 {
 			w.step(code[i], code[i+1], code[i+2])
