@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -232,8 +233,14 @@ func TestEverySyncOfEditsMatters(t *testing.T) {
 			written[site] = true
 		}
 	}
-	seen := 0
+	var seen atomic.Int64
+	t.Cleanup(func() {
+		if n := seen.Load(); n < 20 {
+			t.Errorf("only %d sync calls were seen to be needed", n)
+		}
+	})
 	eachEdit(t, func(t *testing.T, k editKind, name string) {
+		t.Parallel()
 		seed := int64(seeded(t).Uint64())
 		_, sites, err := editStates(t, k, name, "", 4, seed)
 		if err != nil {
@@ -243,16 +250,13 @@ func TestEverySyncOfEditsMatters(t *testing.T) {
 			how := editWithout(t, k, name, site, seed)
 			switch {
 			case how != "":
-				seen++
+				seen.Add(1)
 				t.Logf("%s: %s", site, how)
 			case !written[site]:
 				t.Errorf("nothing breaks without the sync at %s", site)
 			}
 		}
 	})
-	if seen < 20 {
-		t.Errorf("only %d sync calls were seen to be needed", seen)
-	}
 }
 
 // editWithout says what breaks without the sync calls of a site.

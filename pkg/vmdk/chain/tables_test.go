@@ -85,3 +85,47 @@ func TestFullWhileATableIsMade(t *testing.T) {
 		t.Fatalf("only %d operations were there to fail", failed)
 	}
 }
+
+// TestManyTables: a disk with more tables than stay in memory is written and read, and what was put aside is found again.
+func TestManyTables(t *testing.T) {
+	const per, tables = 512 * 4096, 4096 + 200 // bytes that a table maps; 4096 stay
+	d := sim.New(sim.Options{}).Root()
+	if _, err := vmdk.Create(t.Context(), d, "disk.vmdk", vmdk.CreateParams{Capacity: tables * per, Type: vmdk.MonolithicSparse, GrainSectors: 8}); err != nil {
+		t.Fatal(err)
+	}
+	mark := func(i int64) byte { return byte(i%251 + 1) }
+	refs := []chain.Ref{{Name: "disk.vmdk"}}
+	c, err := chain.Open(d, refs, chain.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range int64(2) { // the second round meets tables that were put aside
+		for i := range int64(tables) {
+			if _, err := c.WriteAt([]byte{mark(i + round)}, i*per+round*8192); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	check := func() {
+		t.Helper()
+		for round := range int64(2) {
+			for i := range int64(tables) {
+				var b [1]byte
+				if _, err := c.ReadAt(b[:], i*per+round*8192); err != nil || b[0] != mark(i+round) {
+					t.Fatalf("table %d reads %d (%v)", i, b[0], err)
+				}
+			}
+		}
+	}
+	check()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = chain.Open(d, refs, chain.Options{ReadOnly: true}); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
