@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/cli/vmdkctl"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
@@ -40,12 +41,16 @@ var sections = []section{
 	{"merge", measureMerge},
 	{"foreground", measureForeground},
 	{"convert", measureConvert},
+	{"nbd", measureNBD},
 	{"engine", measureEngine},
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
+	if asServer() {
+		os.Exit(vmdkctl.Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	}
 	var err error
 	if len(os.Args) == 3 && os.Args[1] == "disk" { // a worker of the section pause
 		err = worker.Main(ctx, worker.Params{
