@@ -192,14 +192,14 @@ func (c *conn) next() (call, error) {
 	if k.cmd == cmdWrite && k.length > maxPayload {
 		return k, fault.New(fault.Invalid, "", "the peer writes %d bytes at once, and was told a limit of %d", k.length, maxPayload)
 	}
-	c.budget.take(n)
+	c.take(n)
 	if k.cmd != cmdWrite {
 		return k, nil
 	}
 	k.payload = getBuffer(int(k.length))
 	if err := c.readPayload(k.payload.b[:k.length]); err != nil {
 		k.payload.put()
-		c.budget.give(n)
+		c.give(n)
 		return k, fault.New(fault.Unavailable, "", "the peer left in the middle of a write: %w", err)
 	}
 	return k, nil
@@ -211,6 +211,21 @@ func (c *conn) payload(k *call) int64 {
 		return int64(k.length)
 	}
 	return 0
+}
+
+// Take waits for room for a call. A batch that was not run yet holds nothing of the server's budget: no connection waits for itself.
+func (c *conn) take(n int64) {
+	c.budget.take(n)
+	if n > smallCall {
+		c.s.budget.take(n)
+	}
+}
+
+func (c *conn) give(n int64) {
+	if n > smallCall {
+		c.s.budget.give(n)
+	}
+	c.budget.give(n)
 }
 
 func (c *conn) readPayload(p []byte) error {

@@ -13,7 +13,7 @@
 //
 // Connections that come from no unix socket must use TLS (proto.md, FORCEDTLS), never below 1.3, by the configuration that the server was
 // given; ServerTLS makes one that asks for a certificate. Bounds: the length of options and their number, contexts, 32 MiB in a request, 64 MiB
-// in flight on a connection, the number of connections; a handshake, the rest of a request, and the acceptance of a reply have deadlines.
+// in flight on a connection, MaxBytes on all, the number of connections; a handshake, the rest of a request, and the acceptance of a reply have deadlines.
 //
 // Contexts: base:allocation, and those an Export adds; what serves VMDK chains adds vmdk:changed:LINK, whose flag 1 means that
 // the range was written after the link got a child, in whole grains.

@@ -41,7 +41,7 @@ func (c *conn) run(b *batch) {
 		c.send(r)
 		for i := range b.calls {
 			if n := c.payload(&b.calls[i]); n > 0 {
-				c.budget.give(n)
+				c.give(n)
 			}
 		}
 	}

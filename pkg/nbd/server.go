@@ -24,6 +24,9 @@ type ServerOptions struct {
 	Log *slog.Logger
 	// MaxConnections at a time, default 256.
 	MaxConnections int
+	// MaxBytes bounds the payload of all requests longer than 16 KiB together, default 1 GiB, at least 64 MiB. Short ones are bounded by
+	// what a connection may have in flight of them.
+	MaxBytes int64
 	// Handshake is how long a peer may take until it has chosen an export, default 20 s.
 	Handshake time.Duration
 	// Stall is how long a peer may keep us waiting in the middle of a request or of a reply, default 60 s.
@@ -35,6 +38,7 @@ type Server struct {
 	r        Resolver
 	o        ServerOptions
 	instance string
+	budget   *budget // of calls longer than smallCall
 
 	mu        sync.Mutex
 	closed    bool
@@ -53,6 +57,9 @@ func NewServer(r Resolver, o ServerOptions) *Server {
 	if o.MaxConnections == 0 {
 		o.MaxConnections = 256
 	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 1 << 30
+	}
 	if o.Handshake == 0 {
 		o.Handshake = 20 * time.Second
 	}
@@ -63,7 +70,7 @@ func NewServer(r Resolver, o ServerOptions) *Server {
 		o.TLS = o.TLS.Clone()
 		o.TLS.MinVersion = max(o.TLS.MinVersion, tls.VersionTLS13)
 	}
-	s := &Server{r: r, o: o, instance: randomID(), listeners: map[net.Listener]bool{}, conns: map[*conn]bool{}, sessions: map[string]*fence{}}
+	s := &Server{r: r, o: o, instance: randomID(), budget: newBudget(max(o.MaxBytes, maxInFlight)), listeners: map[net.Listener]bool{}, conns: map[*conn]bool{}, sessions: map[string]*fence{}}
 	s.ended = sync.NewCond(&s.mu)
 	return s
 }

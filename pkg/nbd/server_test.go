@@ -425,3 +425,35 @@ func TestErrors(t *testing.T) {
 		t.Error("an unknown error is no error")
 	}
 }
+
+// However many peers ask and do not read, what they hold together is bounded, and in the end others are served.
+func TestServerBudget(t *testing.T) {
+	g := newRig(t, named{"": {Device: block.Memory(1 << 20)}}, ServerOptions{MaxBytes: maxInFlight, Stall: 500 * time.Millisecond})
+	used := func() int64 {
+		g.server.budget.mu.Lock()
+		defer g.server.budget.mu.Unlock()
+		return g.server.budget.used
+	}
+	for range 4 {
+		w := g.dial()
+		w.transmit(false)
+		for i := range uint64(64) {
+			w.request(cmdRead, 0, i, 0, 1<<20, nil)
+		}
+	}
+	until(t, "the budget is used up", func() bool {
+		n := used()
+		if n > maxInFlight {
+			t.Fatalf("%d bytes are in flight", n)
+		}
+		return n > maxInFlight-2<<20
+	})
+	good := g.dial()
+	good.transmit(false)
+	good.request(cmdRead, 0, 1, 0, 1<<20, nil)
+	if errno, _ := good.simple(); errno != 0 {
+		t.Errorf("errno %d", errno)
+	}
+	good.get(1 << 20)
+	until(t, "everything is given back", func() bool { return used() == 0 })
+}
