@@ -85,6 +85,8 @@ func newConn(s *Server, nc net.Conn) *conn {
 func (c *conn) serve() {
 	log := c.s.o.Log.With("peer", c.peer.Address)
 	defer func() { c.export.close() }()
+	greeted := sync.OnceFunc(c.s.greeted)
+	defer greeted()
 	ctx, cancel := context.WithTimeout(context.Background(), c.s.o.Handshake)
 	defer cancel()
 	_ = c.raw.SetDeadline(deadline(c.s.o.Handshake))
@@ -98,6 +100,7 @@ func (c *conn) serve() {
 		}
 		return
 	}
+	greeted()
 	if c.export.Revoked != nil {
 		stop := context.AfterFunc(c.export.Revoked, func() { c.raw.Close() })
 		defer stop()

@@ -22,7 +22,8 @@ type ServerOptions struct {
 	// below TLS 1.3. nil: connections from elsewhere are refused.
 	TLS *tls.Config
 	Log *slog.Logger
-	// MaxConnections at a time, default 256.
+	// MaxConnections at a time, default 256. Half of them may be without an export yet, so that who only knocks does not keep out
+	// a client that reconnects for long, and never cuts one off.
 	MaxConnections int
 	// MaxBytes bounds the payload of all requests longer than 16 KiB together, default 1 GiB, at least 64 MiB. Short ones are bounded by
 	// what a connection may have in flight of them.
@@ -44,6 +45,7 @@ type Server struct {
 	closed    bool
 	listeners map[net.Listener]bool
 	conns     map[*conn]bool
+	greeting  int        // of these, those in their handshake
 	ended     *sync.Cond // a connection has ended
 	sessions  map[string]*fence
 	wg        sync.WaitGroup
@@ -134,7 +136,7 @@ func (s *Server) isClosed() bool {
 func (s *Server) start(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.conns) >= s.o.MaxConnections {
+	if s.closed || len(s.conns) >= s.o.MaxConnections || s.greeting >= max(1, s.o.MaxConnections/2) {
 		if !s.closed {
 			s.o.Log.Warn("nbd: refused: too many connections", "peer", c.peer.Address, "limit", s.o.MaxConnections)
 		}
@@ -142,6 +144,7 @@ func (s *Server) start(c *conn) {
 		return
 	}
 	s.conns[c] = true
+	s.greeting++
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
@@ -157,6 +160,13 @@ func (s *Server) forget(c *conn) {
 	delete(s.conns, c)
 	s.leaveSession(c)
 	s.ended.Broadcast()
+}
+
+// Greeted is called when the handshake of a connection is over.
+func (s *Server) greeted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.greeting--
 }
 
 // Connections is how many there are.

@@ -405,14 +405,29 @@ func TestHostilePeers(t *testing.T) {
 }
 
 func TestTooManyConnections(t *testing.T) {
-	g := newRig(t, named{"": {Device: block.Memory(1 << 20)}}, ServerOptions{MaxConnections: 2})
-	for range 2 {
-		g.dial().get(18)
+	g := newRig(t, named{"": {Device: block.Memory(1 << 20)}}, ServerOptions{MaxConnections: 4})
+	refused := func(what string) {
+		t.Helper()
+		if n, err := g.dial().Read(make([]byte, 1)); err == nil {
+			t.Errorf("%s: one more got %d bytes", what, n)
+		}
 	}
-	w := g.dial()
-	if n, err := w.Read(make([]byte, 1)); err == nil {
-		t.Errorf("the third got %d bytes", n)
+	use := func() {
+		w := g.dial()
+		w.transmit(false)
+		w.request(cmdFlush, 0, 1, 0, 0, nil)
+		w.simple() // its handshake is over for the server too
 	}
+	use()
+	use()
+	g.dial().get(18)
+	g.dial().get(18)
+	refused("four connections")
+	g.kill()
+	g.start(named{"": {Device: block.Memory(1 << 20)}}, ServerOptions{MaxConnections: 4})
+	g.dial().get(18)
+	g.dial().get(18)
+	refused("two that only knock")
 }
 
 func TestErrors(t *testing.T) {
