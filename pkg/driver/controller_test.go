@@ -49,7 +49,7 @@ func TestErrorCodes(t *testing.T) {
 	}
 	all := []fault.Kind{fault.Invalid, fault.OutOfRange, fault.NotFound, fault.Exists, fault.InProgress, fault.InUse, fault.Precondition,
 		fault.NoSpace, fault.Exhausted, fault.ReadOnly, fault.Damaged, fault.Unsupported, fault.Poisoned, fault.Unavailable, fault.Timeout,
-		fault.Denied, fault.Internal}
+		fault.Denied, fault.Fenced, fault.Internal}
 	for _, kind := range all {
 		if _, ok := codeOf[kind]; !ok {
 			t.Errorf("kind %s has no code", kind)

@@ -30,6 +30,7 @@ var codeOf = map[fault.Kind]codes.Code{
 	fault.Unavailable:  codes.Unavailable,
 	fault.Timeout:      codes.DeadlineExceeded,
 	fault.Denied:       codes.PermissionDenied,
+	fault.Fenced:       codes.FailedPrecondition,
 	fault.Internal:     codes.Internal,
 }
 

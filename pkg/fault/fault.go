@@ -31,6 +31,7 @@ const (
 	Unavailable  Kind = "Unavailable"  // a process or host cannot be reached now; try again
 	Timeout      Kind = "Timeout"      // the deadline passed; the operation may still finish
 	Denied       Kind = "Denied"       // the caller may not do this (permissions, peer uid)
+	Fenced       Kind = "Fenced"       // this host's right to the disk was taken away: its late writes are refused
 	Internal     Kind = "Internal"     // everything else
 )
 
