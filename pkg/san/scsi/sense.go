@@ -56,11 +56,6 @@ func (s Sense) lostCache() bool {
 	return s.Key == keyUnitAttention && s.ASC == 0x29 && s.ASCQ != 0x07
 }
 
-// capacityChanged is 2Ah/09h.
-func (s Sense) capacityChanged() bool {
-	return s.Key == keyUnitAttention && s.ASC == 0x2a && s.ASCQ == 0x09
-}
-
 func (s Sense) String() string {
 	name := map[byte]string{
 		keyNoSense: "no sense", keyRecovered: "recovered error", keyNotReady: "not ready", keyMedium: "medium error",
