@@ -170,6 +170,8 @@ func TestConflictsAreRetried(t *testing.T) {
 }
 
 func TestFaultsAreTyped(t *testing.T) {
+	r := newRig(t)
+	b := r.open()
 	lock := &types.GenericVmConfigFault{Reason: "Failed to lock the file"}
 	for name, c := range map[string]struct {
 		fault types.BaseMethodFault
@@ -187,8 +189,6 @@ func TestFaultsAreTyped(t *testing.T) {
 		"something else": {&types.SystemError{}, fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			b := r.open()
 			r.machine.inject(c.fault)
 			_, err := b.Attach(t.Context(), hotadd.Disk{ID: "a"})
 			f := fault.From(err)
