@@ -10,6 +10,6 @@ set -euo pipefail
 . "$HACK_DIR/lib/go.sh"
 
 need_root
-need_packages make git gcc libc6-dev qemu-utils python3-libvmdk libnbd-bin nbdkit fio e2fsprogs xfsprogs btrfs-progs util-linux fdisk iproute2 jq
+need_packages make git gcc libc6-dev qemu-utils python3-libvmdk libnbd-bin nbdkit qemu-system-x86 fio e2fsprogs xfsprogs btrfs-progs util-linux fdisk iproute2 jq
 need_go
 "$HACK_DIR/tools/build.sh" "$@"
