@@ -53,7 +53,7 @@ func serve(t *testing.T, silent bool, says ...string) Config {
 		<-done
 		os.RemoveAll(dir)
 	})
-	return Config{Socket: l.Addr().String(), Timeout: 300 * time.Millisecond,
+	return Config{Socket: l.Addr().String(), Timeout: time.Minute,
 		Files: func(context.Context, hotadd.Disk) (File, error) { return File{}, nil }}
 }
 
@@ -75,7 +75,11 @@ func TestBadServers(t *testing.T) {
 		"no negotiation":     {true, []string{hello, `{"error":{"class":"CommandNotFound","desc":"no"},"id":1}` + "\n"}, fault.Unsupported},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Open(t.Context(), serve(t, c.silent, c.says...))
+			config := serve(t, c.silent, c.says...)
+			if c.want == fault.Timeout {
+				config.Timeout = 200 * time.Millisecond
+			}
+			_, err := Open(t.Context(), config)
 			if fault.KindOf(err) != c.want {
 				t.Fatalf("%v is %s, want %s", err, fault.KindOf(err), c.want)
 			}
@@ -92,6 +96,7 @@ func TestBadServers(t *testing.T) {
 // The guest does not give the device up: the wait for the event ends with the operation's time.
 func TestDeviceStays(t *testing.T) {
 	c := serve(t, true, `{"QMP":{}}`+"\n", `{"return":{},"id":1}`+"\n", `{"return":{},"id":2}`+"\n")
+	c.Timeout = 200 * time.Millisecond
 	b := &Bus{config: c, turn: make(chan struct{}, 1)}
 	err := b.with(t.Context(), func(ctx context.Context, m *monitor) error { return b.removeDevice(ctx, m, "d") })
 	if !errors.Is(err, fault.Timeout) {
