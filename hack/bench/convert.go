@@ -72,8 +72,8 @@ func measureConvert(ctx context.Context, b *bench) (part, error) {
 		p.rows = append(p.rows, row{c.what, value{speed(amount, median(ours)), "MiB/s"}, "qemu-img convert", value{speed(amount, median(theirs)), "MiB/s"},
 			atLeast(c.target)})
 	}
-	opened, err := pl.openings(ctx, 10*rounds)
-	p.rows = append(p.rows, opened)
+	opened, memory, err := pl.openings(ctx, 10*rounds)
+	p.rows = append(p.rows, opened, memory)
 	return p, err
 }
 
@@ -86,35 +86,41 @@ func (p *place) converted(do func() error) (time.Duration, error) {
 	return t, errors.Join(err, p.remove("out"))
 }
 
-// Openings times the opening of a sparse disk of 2 TiB.
-func (p *place) openings(ctx context.Context, rounds int) (row, error) {
+// Openings times the opening of a sparse disk of 2 TiB, and tells how much memory an open one takes.
+func (p *place) openings(ctx context.Context, rounds int) (took, memory row, err error) {
 	d, err := fsx.OpenRoot(p.path)
 	if err != nil {
-		return row{}, err
+		return took, memory, err
 	}
 	defer d.Close()
 	if _, err := vmdk.Create(ctx, d, "large.vmdk", vmdk.CreateParams{Type: vmdk.TwoGbMaxExtentSparse, Capacity: 2 << 40}); err != nil {
-		return row{}, err
+		return took, memory, err
+	}
+	open := func() error {
+		l, err := vmdk.Open(d, "large.vmdk", vmdk.Options{})
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}
+	peak, err := peakMemory(open)
+	if err != nil {
+		return took, memory, err
 	}
 	var ours, theirs []time.Duration
 	for range rounds {
-		t, err := timed(func() error {
-			l, err := vmdk.Open(d, "large.vmdk", vmdk.Options{})
-			if err != nil {
-				return err
-			}
-			return l.Close()
-		})
+		t, err := timed(open)
 		if err != nil {
-			return row{}, err
+			return took, memory, err
 		}
 		ours = append(ours, t)
 		if t, err = timed(func() error { return p.qemuImg(ctx, "info", "-f", "vmdk", "large.vmdk") }); err != nil {
-			return row{}, err
+			return took, memory, err
 		}
 		theirs = append(theirs, t)
 	}
-	return row{"open 2 TiB", duration(median(ours)), "qemu-img info", duration(median(theirs)), atMost(value{20, "ms"})}, nil
+	took = row{"open 2 TiB", duration(median(ours)), "qemu-img info", duration(median(theirs)), atMost(value{20, "ms"})}
+	return took, row{"open 2 TiB, memory", value{peak / (1 << 20), "MiB"}, "", value{}, atMost(value{32, "MiB"})}, nil
 }
 
 // MixedImage makes a raw image of zeros, of what can be compressed, and of what cannot, in stretches of up to 8 MiB.
