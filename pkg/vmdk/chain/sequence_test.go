@@ -142,8 +142,8 @@ func TestSequences(t *testing.T) {
 // errShortWrite stores half of a write, in whole sectors: a disk tears none, and what of a file the kernel writes in part it tells.
 var errShortWrite = fmt.Errorf("sectors are missing: %w", io.ErrShortWrite)
 
-// TestSequenceFailures has every operation of the last deed of sequences fail in turn: of all of one and two deeds (make crash-long), or
-// of all of one and a few longer ones.
+// TestSequenceFailures has every operation of the last deed of sequences fail in turn: of all of up to three deeds (make crash-long; those of
+// earlier deeds belong to a shorter one), or of all of one and a few longer ones.
 func TestSequenceFailures(t *testing.T) {
 	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand) {
 		seed, failures, least := r.Uint64(), 0, 10
@@ -152,7 +152,9 @@ func TestSequenceFailures(t *testing.T) {
 		case os.Getenv("SEQUENCE") != "":
 			all, least = [][]string{strings.Split(os.Getenv("SEQUENCE"), ",")}, 0
 		case long():
-			all = append(sequences(1), sequences(2)...)
+			for n := range min(number(t, "DEEDS", 3), 3) {
+				all = append(all, sequences(n+1)...)
+			}
 		case full():
 			all = append(sequences(1), randomSequence(r, 2), randomSequence(r, 2), randomSequence(r, 3))
 		default:
