@@ -7,6 +7,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/vmdk-csi/vmdk-csi/internal/leaktest"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/iscsi"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/scsi"
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // writeAsNode registers key 0x1001 and writes one range again and again, a line for each write, until it fails.
