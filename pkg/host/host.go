@@ -246,20 +246,28 @@ type Device struct {
 
 // Attachment is a disk that is open on a host.
 type Attachment struct {
-	ID        string    `json:"id"`
-	Host      string    `json:"host"`
-	Slot      Slot      `json:"slot"`
-	UUID      string    `json:"uuid"`
-	Size      int64     `json:"size"` // bytes
-	ReadOnly  bool      `json:"readOnly,omitempty"`
-	Transport string    `json:"transport"`
-	Epoch     int64     `json:"epoch"` // owner epoch in the manifest (0 for read-only)
-	Since     time.Time `json:"since"`
+	ID        string `json:"id"`
+	Host      string `json:"host"`
+	Slot      Slot   `json:"slot"`
+	UUID      string `json:"uuid"`
+	Size      int64  `json:"size"` // bytes
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+	Transport string `json:"transport"`
+	// Skipped are the transports that were asked for before Transport and do not serve now.
+	Skipped []Skipped `json:"skipped,omitempty"`
+	Epoch   int64     `json:"epoch"` // owner epoch in the manifest (0 for read-only)
+	Since   time.Time `json:"since"`
 	// Worker is the process that serves it and how often it was restarted since the attach.
 	WorkerPID int `json:"workerPID"`
 	Restarts  int `json:"restarts"`
 	// Trouble is the last failure of a request that the disk's user made, nil if there was none.
 	Trouble *Trouble `json:"trouble,omitempty"`
+}
+
+// Skipped is a transport that was asked for and does not serve.
+type Skipped struct {
+	Transport string `json:"transport"`
+	Reason    string `json:"reason"`
 }
 
 // Trouble is a failure that only the disk's user has seen so far: a full datastore, a failed read or sync.

@@ -11,6 +11,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/hotadd"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
 	"github.com/vmdk-csi/vmdk-csi/pkg/volume"
 )
 
@@ -132,7 +133,7 @@ func (h *Host) attach(ctx context.Context, s *store, v *volume.Volumes, req host
 	}
 	a := &attached{store: s, att: host.Attachment{
 		ID: o.ID, Host: h.c.Host.Host, Slot: host.Slot(chosen.Slot), UUID: o.UUID, Size: o.Size, ReadOnly: o.ReadOnly,
-		Transport: chosen.Name, Epoch: o.Epoch, Since: time.Now().UTC().Truncate(time.Second),
+		Transport: chosen.Name, Skipped: skipped(chosen), Epoch: o.Epoch, Since: time.Now().UTC().Truncate(time.Second),
 	}}
 	if err := h.serve(ctx, a, o, dev, nil); err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
@@ -146,6 +147,13 @@ func (h *Host) attach(ctx context.Context, s *store, v *volume.Volumes, req host
 	s.background.due(o.ID)
 	h.log.Info("disk attached", "disk", o.ID, "slot", chosen.Slot, "epoch", o.Epoch, "readOnly", o.ReadOnly, "before", o.Before)
 	return a.view(), nil
+}
+
+func skipped(c transport.Chosen) (list []host.Skipped) {
+	for _, s := range c.Skipped {
+		list = append(list, host.Skipped{Transport: s.Name, Reason: s.Reason.Error()})
+	}
+	return list
 }
 
 // undoTime bounds what a failed attach undoes.
