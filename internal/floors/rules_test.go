@@ -29,6 +29,7 @@ var floors = map[string]int{
 	"pkg/volume": 4,
 
 	"pkg/transport": 3,
+	"pkg/remote":    3,
 
 	"pkg/datastore":  2,
 	"pkg/vmdk/chain": 2,

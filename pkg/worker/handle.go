@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
 	"github.com/vmdk-csi/vmdk-csi/pkg/vmdk/chain"
 )
 
@@ -39,6 +40,9 @@ type State struct {
 	TroubleAt time.Time
 	Requests  uint64 // of the disk's user to the current worker, as it told last while it merged links
 	Walls     Walls
+	// Transport is how a remote disk is reached now, Skipped what was asked for before it and does not serve.
+	Transport string
+	Skipped   []remote.Skip
 	LastErr   error // why the last worker died, or could not serve; nil if none did
 }
 

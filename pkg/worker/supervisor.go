@@ -44,6 +44,8 @@ type Spec struct {
 	Format vmdk.Format
 	// NoLocks takes no byte locks.
 	NoLocks bool
+	// Remote, if it is not nil, is a disk that another host has open: there are no Dir and no Links.
+	Remote *RemoteSpec
 }
 
 // Supervisor runs the workers of one hostd.
