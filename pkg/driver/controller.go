@@ -84,8 +84,12 @@ func (c *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{
-		contextReadOnly: strconv.FormatBool(claim.ReadOnly), contextUUID: disk.UUID}}, nil
+	publish := map[string]string{contextReadOnly: strconv.FormatBool(claim.ReadOnly), contextUUID: disk.UUID}
+	if params.transport != "" {
+		// The order that the node is to try; which one serves is known on the node alone, and stands in the object's status.
+		publish[contextTransport] = params.transport
+	}
+	return &csi.ControllerPublishVolumeResponse{PublishContext: publish}, nil
 }
 
 func (c *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {

@@ -51,6 +51,12 @@ func use(c *csi.VolumeCapability, volume, publish map[string]string) (capability
 		return capability{}, params, err
 	}
 	can.readOnly = can.readOnly || publish[contextReadOnly] == "true"
+	if order, ok := publish[contextTransport]; ok {
+		if err := checkValue("publish context", contextTransport, order, nil); err != nil {
+			return capability{}, params, err
+		}
+		params.transport = order
+	}
 	return can, params, nil
 }
 

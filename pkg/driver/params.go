@@ -8,6 +8,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/stage"
+	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
 )
 
 // The parameters of a StorageClass.
@@ -54,7 +55,7 @@ var allowed = map[string][]string{
 	ParamDatastore:  nil,
 	ParamDiskFormat: {string(host.Thin), string(host.ZeroedThick), string(host.EagerZeroedThick)},
 	ParamDiskType:   diskTypes(),
-	ParamTransport:  {"hotadd"},
+	ParamTransport:  nil, // an order; see checkValue
 	ParamPartition:  {string(stage.PartitionNone), string(stage.PartitionGPT)},
 	ParamCloneMode:  {string(host.CloneLinked), string(host.CloneFull)},
 	paramFSType:     {"ext4", "xfs", "btrfs"},
@@ -73,7 +74,7 @@ type parameters struct {
 	datastore string // "": the only one
 	format    host.DiskFormat
 	diskType  host.DiskType
-	transport string
+	transport string // order of transports; "" is the datastore's own
 	partition stage.Partition
 	cloneMode host.CloneMode // of volumes that have a source
 	fsType    string         // "" when not named
@@ -104,7 +105,7 @@ func parseParameters(in map[string]string) (parameters, error) {
 		datastore: in[ParamDatastore],
 		format:    host.DiskFormat(get(ParamDiskFormat)),
 		diskType:  host.DiskType(get(ParamDiskType)),
-		transport: get(ParamTransport),
+		transport: in[ParamTransport],
 		partition: stage.Partition(get(ParamPartition)),
 		cloneMode: host.CloneMode(get(ParamCloneMode)),
 		fsType:    in[paramFSType],
@@ -121,6 +122,13 @@ func parseParameters(in map[string]string) (parameters, error) {
 }
 
 func checkValue(what, key, value string, values []string) error {
+	if key == ParamTransport {
+		if _, err := transport.ParseOrder(value); err != nil {
+			return invalid("allowed values: one or more of "+strings.Join(transport.Names(), ", ")+
+				" in the order in which they are tried, with colons between, such as san:hotadd:nbd", "%s %q: value %q is not allowed", what, key, value)
+		}
+		return nil
+	}
 	if values == nil || slices.Contains(values, value) {
 		return nil
 	}
@@ -129,7 +137,10 @@ func checkValue(what, key, value string, values []string) error {
 
 // context is what the node service needs to know of a StorageClass.
 func (p parameters) context() map[string]string {
-	c := map[string]string{contextPartition: string(p.partition), contextTransport: p.transport}
+	c := map[string]string{contextPartition: string(p.partition)}
+	if p.transport != "" {
+		c[contextTransport] = p.transport
+	}
 	if p.fsType != "" {
 		c[contextFSType] = p.fsType
 	}

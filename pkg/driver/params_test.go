@@ -14,7 +14,7 @@ import (
 )
 
 func TestParameters(t *testing.T) {
-	defaults := parameters{format: host.Thin, diskType: host.MonolithicFlat, transport: "hotadd", partition: stage.PartitionNone,
+	defaults := parameters{format: host.Thin, diskType: host.MonolithicFlat, partition: stage.PartitionNone,
 		cloneMode: host.CloneLinked}
 	with := func(change func(*parameters)) parameters {
 		p := defaults
@@ -30,7 +30,9 @@ func TestParameters(t *testing.T) {
 		{map[string]string{"diskFormat": "eagerzeroedthick"}, with(func(p *parameters) { p.format = host.EagerZeroedThick })},
 		{map[string]string{"diskType": "twoGbMaxExtentSparse", "diskFormat": "thin"}, with(func(p *parameters) { p.diskType = host.TwoGbMaxExtentSparse })},
 		{map[string]string{"cloneMode": "full"}, with(func(p *parameters) { p.cloneMode = host.CloneFull })},
-		{map[string]string{"partition": "gpt", "transport": "hotadd"}, with(func(p *parameters) { p.partition = stage.PartitionGPT })},
+		{map[string]string{"partition": "gpt"}, with(func(p *parameters) { p.partition = stage.PartitionGPT })},
+		{map[string]string{"transport": "san:hotadd:nbd"}, with(func(p *parameters) { p.transport = "san:hotadd:nbd" })},
+		{map[string]string{"transport": "nbd"}, with(func(p *parameters) { p.transport = "nbd" })},
 		{map[string]string{"csi.storage.k8s.io/fstype": "xfs", "csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "ns",
 			"csi.storage.k8s.io/pv/name": "pvc-1"}, with(func(p *parameters) { p.fsType = "xfs" })},
 	} {
@@ -54,7 +56,9 @@ func TestParameterRefusals(t *testing.T) {
 		{map[string]string{"diskformat": "thin"}, []string{`"diskformat"`, `"thin"`, "cloneMode, csi.storage.k8s.io/fstype, datastore, diskFormat, diskType, partition, transport"}},
 		{map[string]string{"diskFormat": "Thin"}, []string{`"diskFormat"`, `"Thin"`, "thin, zeroedthick, eagerzeroedthick"}},
 		{map[string]string{"diskType": "streamOptimized"}, []string{`"diskType"`, `"streamOptimized"`, "monolithicFlat, twoGbMaxExtentSparse"}},
-		{map[string]string{"transport": "nbd"}, []string{`"transport"`, `"nbd"`, "hotadd"}},
+		{map[string]string{"transport": "fc:nbd"}, []string{`"transport"`, `"fc:nbd"`, "san, hotadd, nbd", "san:hotadd:nbd"}},
+		{map[string]string{"transport": "nbd:nbd"}, []string{`"transport"`, `"nbd:nbd"`, "san, hotadd, nbd"}},
+		{map[string]string{"transport": ""}, []string{`"transport"`, `""`, "san, hotadd, nbd"}},
 		{map[string]string{"partition": ""}, []string{`"partition"`, `""`, "none, gpt"}},
 		{map[string]string{"datastore": ""}, []string{`"datastore"`}},
 		{map[string]string{"csi.storage.k8s.io/fstype": "zfs"}, []string{"fstype", `"zfs"`, "ext4, xfs, btrfs"}},

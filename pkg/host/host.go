@@ -206,9 +206,19 @@ type Claim struct {
 // Datastore is a place for disks.
 type Datastore struct {
 	Name  string          `json:"name"`
+	Kind  DatastoreKind   `json:"kind,omitempty"` // "" is Directory
 	Scope Scope           `json:"scope"`
 	Hosts []DatastoreHost `json:"hosts"` // who reaches it
 }
+
+// DatastoreKind is what holds the files.
+type DatastoreKind string
+
+// The kinds.
+const (
+	Directory DatastoreKind = "directory" // of a file system
+	LUN       DatastoreKind = "lun"       // a store on a LUN (pkg/san/store)
+)
 
 // Scope says who sees the same files.
 type Scope string
@@ -227,13 +237,27 @@ type DatastoreHost struct {
 	Reason string `json:"reason,omitempty"`
 	Total  int64  `json:"total"` // bytes
 	Free   int64  `json:"free"`  // bytes
+	// Transports are all of them, the fastest first, and whether this host can reach the disks there by each.
+	Transports []TransportView `json:"transports,omitempty"`
+}
+
+// TransportView is what a host can do with a datastore by one transport.
+type TransportView struct {
+	Transport string `json:"transport"`
+	Usable    bool   `json:"usable"`
+	// Reason why it is not usable, with the remedy.
+	Reason *fault.Fault `json:"reason,omitempty"`
+	// Detail of one that is: by what it is reached.
+	Detail string `json:"detail,omitempty"`
 }
 
 // AttachRequest asks for one disk on this node.
 type AttachRequest struct {
-	ID        string `json:"id"`
-	ReadOnly  bool   `json:"readOnly,omitempty"`
-	Transport string `json:"transport,omitempty"` // order of transports, "" is the default "hotadd"
+	ID       string `json:"id"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Transport is an order of transports (pkg/transport.ParseOrder); "": the datastore's own, hotadd of a directory and
+	// san:nbd of a LUN.
+	Transport string `json:"transport,omitempty"`
 }
 
 // Device is what a worker serves: the descriptors are held by hostd and by the node service.
@@ -267,7 +291,14 @@ type Attachment struct {
 // Skipped is a transport that was asked for and does not serve.
 type Skipped struct {
 	Transport string `json:"transport"`
-	Reason    string `json:"reason"`
+	Reason    string `json:"reason"` // with the remedy
+	// Kind of the reason. Unsupported, Precondition, InProgress: nothing is wrong, the disk's or the datastore's state rules it out.
+	Kind fault.Kind `json:"kind,omitempty"`
+}
+
+// NotUsed is a transport that was skipped for a reason.
+func NotUsed(transport string, why error) Skipped {
+	return Skipped{Transport: transport, Reason: why.Error(), Kind: fault.KindOf(why)}
 }
 
 // Trouble is a failure that only the disk's user has seen so far: a full datastore, a failed read or sync.

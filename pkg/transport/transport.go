@@ -12,9 +12,33 @@ import (
 
 // Names of transports.
 const (
-	NameHotAdd = "hotadd"
+	NameSAN    = "san"    // blocks of a LUN, by a map
+	NameHotAdd = "hotadd" // the file, as a disk of the host's bus
+	NameNBD    = "nbd"    // over the network, from a host that reaches the file
 	Default    = NameHotAdd
 )
+
+// Names are all transports, the fastest first.
+func Names() []string { return []string{NameSAN, NameHotAdd, NameNBD} }
+
+// ParseOrder reads an order of transports: names separated by colons (as VMware writes them, "san:hotadd:nbd") or commas.
+// Kind: Invalid, naming the allowed ones. Whether a host can do them shows when it attaches.
+func ParseOrder(order string, allowed ...string) ([]string, error) {
+	if len(allowed) == 0 {
+		allowed = Names()
+	}
+	names := strings.FieldsFunc(order, func(r rune) bool { return r == ':' || r == ',' })
+	for i, n := range names {
+		if !slices.Contains(allowed, n) || slices.Contains(names[:i], n) {
+			return nil, fault.New(fault.Invalid, "", "transport %q: %q is unknown here or named twice; allowed are %s", order, n,
+				strings.Join(allowed, ", "))
+		}
+	}
+	if len(names) == 0 {
+		return nil, fault.New(fault.Invalid, "", "transport %q names none; allowed are %s", order, strings.Join(allowed, ", "))
+	}
+	return names, nil
+}
 
 // Transport is one way to a disk's bytes.
 type Transport interface {
@@ -45,30 +69,20 @@ type Picker struct{ known []Transport }
 // New makes a Picker of the host's transports.
 func New(known ...Transport) *Picker { return &Picker{known: known} }
 
-// Order reads an order of transports: names separated by colons (as VMware writes them, "san:hotadd:nbd") or commas; ""
-// is Default. Kind: Invalid, naming the allowed ones.
+// Order is ParseOrder of the transports that this Picker has; "" is Default.
 func (p *Picker) Order(order string) ([]string, error) {
 	if order == "" {
 		order = Default
 	}
-	names := strings.FieldsFunc(order, func(r rune) bool { return r == ':' || r == ',' })
-	for i, n := range names {
-		if p.find(n) == nil || slices.Contains(names[:i], n) {
-			return nil, fault.New(fault.Invalid, "", "transport %q: %q is unknown here or named twice; allowed are %s", order, n, p.allowed())
-		}
-	}
-	if len(names) == 0 {
-		return nil, fault.New(fault.Invalid, "", "transport %q names none; allowed are %s", order, p.allowed())
-	}
-	return names, nil
+	return ParseOrder(order, p.names()...)
 }
 
-func (p *Picker) allowed() string {
-	var names []string
+func (p *Picker) names() []string {
+	names := make([]string, 0, len(p.known))
 	for _, t := range p.known {
 		names = append(names, t.Name())
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 func (p *Picker) find(name string) Transport {
@@ -108,7 +122,7 @@ func (p *Picker) Attach(ctx context.Context, order string, disk hotadd.Disk) (Ch
 func (p *Picker) Detach(ctx context.Context, name, id string) error {
 	t := p.find(name)
 	if t == nil {
-		return fault.New(fault.Invalid, "", "transport %q is unknown here; allowed are %s", name, p.allowed())
+		return fault.New(fault.Invalid, "", "transport %q is unknown here; allowed are %s", name, strings.Join(p.names(), ", "))
 	}
 	return t.Detach(ctx, id)
 }

@@ -67,3 +67,41 @@ func TestExhaustedEndsTheSearch(t *testing.T) {
 		t.Fatalf("%v, want Exhausted", err)
 	}
 }
+
+func TestParseOrder(t *testing.T) {
+	for in, want := range map[string]string{"san:hotadd:nbd": "san hotadd nbd", "nbd": "nbd", "nbd,san": "nbd san"} {
+		got, err := transport.ParseOrder(in)
+		if err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%q: %v %v, want %s", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", ":", "san:san", "fc", "SAN"} {
+		if _, err := transport.ParseOrder(in); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "san, hotadd, nbd") {
+			t.Errorf("%q: %v, want Invalid naming the allowed ones", in, err)
+		}
+	}
+}
+
+// Every name may be asked for of a directory; the first that it can do serves, and the others say why not and what to do.
+func TestDirectoryRefuses(t *testing.T) {
+	bus, err := hotadd.OpenEmulated(filepath.Join(t.TempDir(), "bus.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := transport.New(transport.OfDirectory(bus)...)
+	c, err := p.Attach(t.Context(), "nbd:san:hotadd", hotadd.Disk{ID: "a"})
+	if err != nil || c.Name != "hotadd" || len(c.Skipped) != 2 {
+		t.Fatalf("%+v %v", c, err)
+	}
+	for _, s := range c.Skipped {
+		if f := fault.From(s.Reason); f.Kind != fault.Unsupported || f.Remedy == "" || !strings.Contains(f.Message, "is a directory") {
+			t.Errorf("%s: %+v", s.Name, f)
+		}
+	}
+	if _, err := p.Attach(t.Context(), "san:nbd", hotadd.Disk{ID: "b"}); !errors.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), "need a LUN") {
+		t.Fatalf("none is left: %v", err)
+	}
+	if err := p.Detach(t.Context(), "nbd", "a"); err != nil {
+		t.Errorf("what was not attached: %v", err)
+	}
+}

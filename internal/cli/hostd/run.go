@@ -106,7 +106,7 @@ func build(o *Options, m *metrics) (*local.Host, *worker.Supervisor, error) {
 	h, err := local.New(local.Config{
 		Host:     lease.Identity{Host: o.Node, BootID: string(bytes.TrimSpace(boot))},
 		StateDir: o.StateDir, Datastores: o.Datastores,
-		Transports: transport.New(transport.HotAdd(bus)),
+		Transports: transport.New(transport.OfDirectory(bus)...),
 		Workers:    workers{sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
 	})
 	if err != nil {

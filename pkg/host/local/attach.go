@@ -151,7 +151,7 @@ func (h *Host) attach(ctx context.Context, s *store, v *volume.Volumes, req host
 
 func skipped(c transport.Chosen) (list []host.Skipped) {
 	for _, s := range c.Skipped {
-		list = append(list, host.Skipped{Transport: s.Name, Reason: s.Reason.Error()})
+		list = append(list, host.NotUsed(s.Name, s.Reason))
 	}
 	return list
 }

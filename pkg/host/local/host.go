@@ -204,14 +204,31 @@ func (h *Host) Datastores(ctx context.Context) ([]host.Datastore, error) {
 			return nil, fault.Wrap(err, "list datastores")
 		}
 		view := host.DatastoreHost{Host: h.c.Host.Host}
-		if r, err := s.space(); err != nil {
+		r, err := s.space()
+		if err != nil {
 			view.Reason = err.Error()
 		} else {
 			view.Total, view.Free, view.Ready = r.total, r.free, true
 		}
-		list = append(list, host.Datastore{Name: s.cfg.Name, Scope: s.cfg.Scope, Hosts: []host.DatastoreHost{view}})
+		view.Transports = h.transports(s.cfg.Path, err)
+		list = append(list, host.Datastore{Name: s.cfg.Name, Kind: host.Directory, Scope: s.cfg.Scope, Hosts: []host.DatastoreHost{view}})
 	}
 	return list, nil
+}
+
+// transports is how the host reaches the disks in a directory; err says why it does not.
+func (h *Host) transports(path string, err error) []host.TransportView {
+	hotAdd := host.TransportView{Transport: transport.NameHotAdd, Usable: err == nil, Reason: fault.From(err)}
+	switch {
+	case h.c.Workers == nil || h.c.Transports == nil:
+		hotAdd.Usable, hotAdd.Reason = false, fault.New(fault.Unsupported, "Use a host with workers.", "host %q attaches no disks", h.c.Host.Host)
+	case err == nil:
+		hotAdd.Detail = "the files in " + path
+	}
+	return []host.TransportView{
+		{Transport: transport.NameSAN, Reason: transport.NoSANOfDirectory()}, hotAdd,
+		{Transport: transport.NameNBD, Reason: transport.NoNBDOfDirectory()},
+	}
 }
 
 // noted passes err on; a poisoned datastore is opened anew by the next request.

@@ -198,3 +198,26 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	}
 	attach(t, h, d.ID)
 }
+
+// Of every datastore the host tells each transport: the one that it can use and by what, and why not the others.
+func TestTransportsAreTold(t *testing.T) {
+	r := newRig(t)
+	if err := os.Remove(filepath.Join(r.root, "b")); err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.open(t).Datastores(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, usable := range []bool{true, false} {
+		views := list[i].Hosts[0].Transports
+		if list[i].Kind != host.Directory || len(views) != 3 {
+			t.Fatalf("%+v", list[i])
+		}
+		for _, v := range views {
+			if want := usable && v.Transport == "hotadd"; v.Usable != want || (v.Reason == nil) != want || (v.Detail != "") != want {
+				t.Errorf("datastore %s: %+v %v", list[i].Name, v, v.Reason)
+			}
+		}
+	}
+}
