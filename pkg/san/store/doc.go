@@ -11,6 +11,7 @@
 //	0          4096   not used: a partition table of the old kind may be here
 //	4096       4096   superblock
 //	8192       4096   identity block
+//	12288      4096   lease: who owns the LUN (package lunlease)
 //	1 MiB      A      metadata area 0
 //	1 MiB + A  A      metadata area 1
 //	D          n * E  data extents, D the next multiple of E

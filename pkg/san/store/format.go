@@ -15,11 +15,15 @@ const (
 	blockSize   = 4096
 	superblock  = 4096 // a partition table of the old kind fits before it
 	nonceAt     = 8192
+	leaseAt     = 12288
 	areaStart   = 1 << 20
 	sectorSize  = 512 // what a medium writes as a whole
 	minAreaSize = 16 << 10
 	maxAreaSize = 256 << 20
 )
+
+// LeaseAt is where a block of 4096 bytes is in which package lunlease keeps who owns the LUN; the store leaves it alone.
+const LeaseAt = leaseAt
 
 // Defaults of Format.
 const (

@@ -19,7 +19,8 @@ type FormatOptions struct {
 
 // Format makes an empty store on a LUN:
 //
-//  1. The places of both superblocks are zeroed, then a sync. (Crash: the old store, or none.)
+//  1. The places of both superblocks, the identity and the lease are zeroed, then a sync. (Crash: the old store, or none. An owner of
+//     the old one finds its lease gone.)
 //  2. The catalogue with an empty root directory goes into area 0, then a sync. (Crash: no store.)
 //  3. Both superblocks name it, then a sync. (Crash: a store if either is there.)
 func Format(lun fsx.File, o FormatOptions) (Info, error) {
@@ -46,7 +47,7 @@ func Format(lun fsx.File, o FormatOptions) (Info, error) {
 		}
 	}
 	l.uuid = random16()
-	for _, at := range []int64{superblock, nonceAt, l.copyAt()} {
+	for _, at := range []int64{superblock, nonceAt, leaseAt, l.copyAt()} {
 		if err := lun.Zero(at, blockSize); err != nil {
 			return Info{}, fault.Wrap(err, "format: clear the old superblocks")
 		}
@@ -215,6 +216,16 @@ func load(lun fsx.File) (*super, *catalogue, error) {
 		problems = found
 	}
 	return nil, nil, fault.New(fault.InProgress, "Try again.", "the store's owner writes faster than it can be read: %s", problems[0])
+}
+
+// Identify tells which store is on a LUN, and what of it the superblock says (not Free, Held, Files and Grants). Kinds: NotFound (none),
+// Damaged (also: the LUN was shrunk), Unsupported.
+func Identify(lun fsx.File) (Info, error) {
+	sb, err := readSuper(lun)
+	if err != nil {
+		return Info{}, err
+	}
+	return infoOf(sb, 0, 0, 1), nil
 }
 
 // readSuper is the newer of the two superblocks.
