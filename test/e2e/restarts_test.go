@@ -77,7 +77,9 @@ func restarts(t *testing.T) {
 	if out := strings.Fields(e.runPod(pod{Name: "q", Claim: "c", Script: "tail -1 /data/log"})); len(out) != 2 {
 		t.Errorf("the second pod reads %q", out)
 	}
-	e.in("delete", "pod,volumesnapshot", "--all", "--now", "--wait", "--timeout=180s")
+	// A provisioner that could not reach the API server when a restore was done takes its finalizer off the snapshot with its next
+	// look, five minutes later (external-provisioner, snapshot_finalizer_controller.go).
+	e.in("delete", "pod,volumesnapshot", "--all", "--now", "--wait", "--timeout=400s")
 	for i := range faults {
 		e.in("delete", "pvc", fmt.Sprintf("r%d", i+1), "--wait=false")
 	}
