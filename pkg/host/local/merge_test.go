@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -205,7 +206,13 @@ func TestSilentDatastoreHoldsUpNothing(t *testing.T) {
 		return d, err
 	}
 	h := r.open(t)
-	defer close(answer)
+	t.Cleanup(func() { // what was given up ends, before its directory is removed
+		close(answer)
+		eventually(t, "every datastore is ready", func() bool {
+			list, err := h.Datastores(context.Background())
+			return err == nil && !slices.ContainsFunc(list, func(d host.Datastore) bool { return !d.Hosts[0].Ready })
+		})
+	})
 	quick := func(what string, most time.Duration, do func(ctx context.Context) error) {
 		t.Helper()
 		start := time.Now()
