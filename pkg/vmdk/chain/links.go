@@ -88,16 +88,22 @@ func (c *Chain) retire(i int) error {
 	}
 	c.gate.RUnlock()
 	if err != nil {
-		return err
+		return errors.Join(err, c.onlyRead(l))
 	}
 	next, err := c.openAgain(l, false)
 	if err != nil {
-		if c.o.Locks {
-			return l.LockAs(fsx.LockRead) // it stays open for writing, nobody writes it, and others may read it
-		}
-		return nil
+		return c.onlyRead(l)
 	}
 	return c.put(i, next)
+}
+
+// onlyRead lets others read a link that stays open for writing and that nobody writes any more: what it holds was durable
+// before it became a parent.
+func (c *Chain) onlyRead(l *vmdk.Link) error {
+	if !c.o.Locks {
+		return nil
+	}
+	return l.LockAs(fsx.LockRead)
 }
 
 // mend recovers parent i and marks it clean; at Open only.
