@@ -11,7 +11,7 @@
 //	Freezer   stops a staged file system for a snapshot, by a helper process that lets it go on at the deadline whatever
 //	          becomes of this process. Its record is written before; a start lets go on what a record names.
 //	Holder    keeps the descriptors of attached disks (host.Held), so that hostd's successor can take them over, and
-//	          gives them to it as soon as it answers.
+//	          gives them to it as soon as it answers. It also notices what hostd tells of them: troubles, another transport.
 //
 // Invariants: a disk that holds anything is never formatted. What a failed Stage leaves is what it found. The journal has a
 // record for every disk that this package attached. A disk is detached only after the kernel has let its device go.

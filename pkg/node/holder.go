@@ -29,12 +29,14 @@ type Holder struct {
 
 	sync sync.Mutex // one Sync at a time; held across a call to hostd
 
-	mu      sync.Mutex // guards what follows
-	held    map[string]host.Held
-	busy    map[string]string    // id -> attaching or detaching
-	reached time.Time            // when hostd answered last
-	lost    bool                 // hostd did not answer
-	told    map[string]time.Time // id -> of the trouble that was told last
+	mu        sync.Mutex // guards what follows
+	held      map[string]host.Held
+	busy      map[string]string    // id -> attaching or detaching
+	reached   time.Time            // when hostd answered last
+	lost      bool                 // hostd did not answer
+	told      map[string]time.Time // id -> of the trouble that was told last
+	ways      map[string]string    // id -> what served it when that was told last (way)
+	fallbacks int64
 }
 
 // How often hostd is asked, and how long it may take. An attached disk survives hostd's death for as long as the kernel's
@@ -54,7 +56,7 @@ func NewHolder(hostd Hostd, hasDevice func(id string) (bool, error), recorder Re
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Holder{hostd: hostd, hasDevice: hasDevice, recorder: recorder, log: log, held: map[string]host.Held{},
-		busy: map[string]string{}, told: map[string]time.Time{}, lost: true}
+		busy: map[string]string{}, told: map[string]time.Time{}, ways: map[string]string{}, lost: true}
 }
 
 // Run keeps the Holder and hostd the same until ctx ends.
@@ -86,6 +88,7 @@ func (h *Holder) look(ctx context.Context) {
 		return
 	}
 	h.tell(ctx, all)
+	h.tellWays(ctx, all)
 	h.mu.Lock()
 	again := h.lost || h.differs(all)
 	h.reached = time.Now()
@@ -245,6 +248,7 @@ func (h *Holder) Add(ctx context.Context, held host.Held) error {
 	h.mu.Lock()
 	h.forget(held.Attachment.ID)
 	h.held[held.Attachment.ID] = dup
+	h.noteWay(held.Attachment) // who attached tells it
 	h.mu.Unlock()
 	return h.Sync(ctx)
 }

@@ -22,6 +22,14 @@ type mortal struct {
 	// what every attachment is reported with
 	trouble  *host.Trouble
 	restarts int
+	way      string // transport; "": as it is
+	skipped  []host.Skipped
+}
+
+func (m *mortal) reach(by string, skipped ...host.Skipped) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.way, m.skipped = by, skipped
 }
 
 func (m *mortal) report(restarts int, trouble *host.Trouble) {
@@ -54,6 +62,9 @@ func (m *mortal) Attachments(ctx context.Context) ([]host.Attachment, error) {
 	defer m.mu.Unlock()
 	for i := range all {
 		all[i].Restarts, all[i].Trouble = m.restarts, m.trouble
+		if m.way != "" {
+			all[i].Transport, all[i].Skipped = m.way, m.skipped
+		}
 	}
 	return all, err
 }
@@ -130,6 +141,45 @@ func TestHolderTells(t *testing.T) {
 	h.look(ctx)
 	if !r.are("DatastoreFull", "IOFailed", "WorkerRestarted") || len(r.attached) != 1 || r.attached[0].Restarts != 1 {
 		t.Errorf("a restart: told was %q, %+v", r.reasons, r.attached)
+	}
+}
+
+// Another transport is noted once each time that it changes, whatever becomes of the reason meanwhile; not what was attached so.
+func TestHolderTellsTransports(t *testing.T) {
+	ctx := context.Background()
+	m := &mortal{Memory: hosttest.NewMemory("node-a")}
+	defer m.Close()
+	a, dev := attachedDisk(t, m)
+	r := &told{}
+	h := NewHolder(m, func(string) (bool, error) { return true, nil }, r, nil)
+	defer h.Close()
+	if err := h.Add(ctx, host.Held{Attachment: a, Device: dev}); err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, ways ...string) {
+		t.Helper()
+		h.look(ctx)
+		h.look(ctx)
+		got := []string{}
+		for _, a := range r.attached {
+			got = append(got, way(a))
+		}
+		if !slices.Equal(got, ways) {
+			t.Fatalf("%s: noted were %q, want %q", what, got, ways)
+		}
+	}
+	want("as attached")
+	m.reach("nbd", host.Skipped{Transport: "san", Reason: "it has snapshots"})
+	want("fell back", "nbd san")
+	m.reach("nbd", host.Skipped{Transport: "san", Reason: "the LUN is away"})
+	want("another reason", "nbd san")
+	end := h.detaching(a.ID)
+	m.reach("san")
+	want("while it is being detached", "nbd san")
+	end()
+	want("restored", "nbd san", "san")
+	if by, n := h.Transports(); by[a.ID] != "san" || n != 1 {
+		t.Errorf("reached by %v, %d fallbacks; want san, 1", by, n)
 	}
 }
 

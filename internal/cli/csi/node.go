@@ -127,6 +127,9 @@ func (o *NodeOptions) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := registry.Register(transports{holder}); err != nil {
+		return err
+	}
 	server.Node = &driver.Node{ID: o.Node, Volumes: service}
 	if o.Controller {
 		server.Controller = driver.NewController(hostd)

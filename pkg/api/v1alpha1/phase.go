@@ -15,3 +15,9 @@ const (
 	ScopeNode   = "node"
 	ScopeShared = "shared"
 )
+
+// Kinds of a datastore.
+const (
+	KindDirectory = "directory"
+	KindLUN       = "lun"
+)

@@ -17,6 +17,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Format",type=string,JSONPath=`.spec.diskFormat`,priority=1
 // +kubebuilder:printcolumn:name="Host",type=string,JSONPath=`.spec.host`,priority=1
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.attachments[0].host`
+// +kubebuilder:printcolumn:name="Transport",type=string,JSONPath=`.status.attachments[0].transport`
 // +kubebuilder:printcolumn:name="Slot",type=string,JSONPath=`.status.attachments[0].slot`,priority=1
 // +kubebuilder:printcolumn:name="Snapshots",type=string,JSONPath=`.status.snapshots`,priority=1
 // +kubebuilder:printcolumn:name="Claim",type=string,JSONPath=`.metadata.annotations.vmdk-csi\.io/pvc-name`,priority=1
@@ -192,8 +193,13 @@ type DiskAttachment struct {
 	Host string `json:"host"`
 	// Slot on the host's SCSI bus, "controller:unit".
 	Slot string `json:"slot"`
-	// Transport by which the host reaches the bytes.
+	// Transport by which the host reaches the bytes now.
 	Transport string `json:"transport"`
+	// SkippedTransports were asked for before Transport and do not serve now.
+	//
+	// +listType=map
+	// +listMapKey=transport
+	SkippedTransports []SkippedTransport `json:"skippedTransports,omitempty"`
 	// ReadOnly: the host cannot write.
 	ReadOnly bool `json:"readOnly,omitempty"`
 	// Epoch of the owner in the disk's manifest; 0 for read-only.
@@ -203,6 +209,14 @@ type DiskAttachment struct {
 	// WorkerPID is the process that serves the disk; Restarts how often it was replaced since the attach.
 	WorkerPID int64 `json:"workerPID"`
 	Restarts  int64 `json:"restarts"`
+}
+
+// SkippedTransport is a transport that was asked for and does not serve.
+type SkippedTransport struct {
+	// Transport is san, hotadd or nbd.
+	Transport string `json:"transport"`
+	// Reason why, with the remedy.
+	Reason string `json:"reason"`
 }
 
 // VirtualDiskList is a list of disks.

@@ -198,7 +198,7 @@ func (c *Client) Datastores(ctx context.Context) ([]host.Datastore, error) {
 	var out []host.Datastore
 	for i := range stores.Items {
 		ds := &stores.Items[i]
-		d := host.Datastore{Name: ds.Name, Scope: host.Scope(ds.Spec.Scope)}
+		d := host.Datastore{Name: ds.Name, Kind: host.DatastoreKind(ds.Spec.Kind), Scope: host.Scope(ds.Spec.Scope)}
 		for _, h := range ds.Status.Hosts {
 			state := nodes[h.Host]
 			if !state.exists {

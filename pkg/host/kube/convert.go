@@ -84,6 +84,9 @@ func diskOf(vd *v1alpha1.VirtualDisk, shared bool) host.Disk {
 			ID: vd.Name, Host: a.Host, UUID: vd.Status.UUID, Size: vd.Status.SizeBytes, ReadOnly: a.ReadOnly,
 			Transport: a.Transport, Epoch: a.Epoch, Since: a.Since.Time, WorkerPID: int(a.WorkerPID), Restarts: int(a.Restarts),
 		}
+		for _, s := range a.SkippedTransports {
+			at.Skipped = append(at.Skipped, host.Skipped{Transport: s.Transport, Reason: s.Reason})
+		}
 		// An entry that no agent wrote has no slot; the port has no way to say so, and nothing depends on it.
 		_, _ = fmt.Sscanf(a.Slot, "%d:%d", &at.Slot.Controller, &at.Slot.Unit)
 		d.Attachments = append(d.Attachments, at)
@@ -147,7 +150,7 @@ func snapshotOf(ds *v1alpha1.DiskSnapshot, shared bool) host.Snapshot {
 func attachmentOf(a host.Attachment, node string) v1alpha1.DiskAttachment {
 	return v1alpha1.DiskAttachment{
 		Host: node, Slot: fmt.Sprintf("%d:%d", a.Slot.Controller, a.Slot.Unit), Transport: a.Transport, ReadOnly: a.ReadOnly,
-		Epoch: a.Epoch, Since: metav1.Time{Time: a.Since}.Rfc3339Copy(), WorkerPID: int64(a.WorkerPID), Restarts: int64(a.Restarts),
+		SkippedTransports: skippedOf(a.Skipped), Epoch: a.Epoch, Since: metav1.Time{Time: a.Since}.Rfc3339Copy(), WorkerPID: int64(a.WorkerPID), Restarts: int64(a.Restarts),
 	}
 }
 

@@ -23,6 +23,8 @@
 //     scope node, by the node of its files; else by any that can.
 //  8. A file system that is stopped for a snapshot goes on at its deadline, whatever becomes of this process (Freezer).
 //     A freeze that fails never fails the snapshot: the status says what was reached, an event says why.
+//     What reaches a disk on a node, and why what was asked for before it does not, is in the node's entry of attachments; an
+//     event tells each change against that entry, so that a restart tells nothing twice.
 //  9. No decision is made on a time that another machine wrote. Whether a host is alive is the Node object's word.
 //
 // Goroutines: the Client has none. Agent.Run owns all of the Agent's (informer, workers, datastore loop, recorder) and

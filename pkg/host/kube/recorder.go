@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -191,6 +192,7 @@ func (r *recorder) write(ctx context.Context, id string, a *host.Attachment) err
 		if err != nil {
 			return apiFault(err, "write the attachments of disk %s", id)
 		}
+		r.sayTransport(vd, attachmentHere(vd, r.node), a)
 	}
 	return r.sumUp(ctx, id)
 }
@@ -268,7 +270,7 @@ func attachmentHere(vd *v1alpha1.VirtualDisk, node string) *v1alpha1.DiskAttachm
 func same(a, b v1alpha1.DiskAttachment) bool {
 	since := a.Since.Equal(&b.Since)
 	a.Since = b.Since
-	return since && a == b
+	return since && equality.Semantic.DeepEqual(a, b)
 }
 
 // compare makes notices of every difference between hostd and the objects. What was noticed after the question to hostd

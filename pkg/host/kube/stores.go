@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -87,8 +89,13 @@ func (a *Agent) view(ds *v1alpha1.Datastore, served []host.Datastore, unreachabl
 			}
 			entry.TotalBytes, entry.FreeBytes = h.Total, h.Free
 			entry.TotalText, entry.FreeText = sizeText(h.Total), sizeText(h.Free)
+			entry.Transports = transportsOf(h.Transports)
 			if !h.Ready {
 				return refuse(fault.New(fault.Unavailable, "", "%s", h.Reason))
+			}
+			if kind := cmp.Or(s.Kind, host.Directory); kind != cmp.Or(host.DatastoreKind(ds.Spec.Kind), host.Directory) {
+				return refuse(fault.New(fault.Precondition, "Make the object and vmdk-hostd's --datastore agree.",
+					"the Datastore object is of kind %s, vmdk-hostd serves it as %s", ds.Spec.Kind, kind))
 			}
 			if string(s.Scope) != ds.Spec.Scope {
 				return refuse(fault.New(fault.Precondition, "Make the object and vmdk-hostd's --datastore agree.",
@@ -105,11 +112,17 @@ func (a *Agent) view(ds *v1alpha1.Datastore, served []host.Datastore, unreachabl
 // the whole, the time of observation once a minute.
 func (a *Agent) worthWriting(s storeState, have *v1alpha1.DatastoreHostStatus, entry v1alpha1.DatastoreHostStatus) bool {
 	w := s.written
-	if have == nil || s.at.IsZero() || have.Ready != entry.Ready || have.Reason != entry.Reason || w.TotalBytes != entry.TotalBytes {
+	if have == nil || s.at.IsZero() || have.Ready != entry.Ready || have.Reason != entry.Reason || w.TotalBytes != entry.TotalBytes ||
+		!slices.EqualFunc(have.Transports, entry.Transports, sameUse) {
 		return true
 	}
 	moved := w.FreeBytes - entry.FreeBytes
 	return moved > entry.TotalBytes/100 || -moved > entry.TotalBytes/100 || time.Since(s.at) > time.Minute
+}
+
+// sameUse: the reason alone is no news.
+func sameUse(a, b v1alpha1.TransportStatus) bool {
+	return a.Transport == b.Transport && a.Usable == b.Usable
 }
 
 func (a *Agent) store(name string) storeState {
