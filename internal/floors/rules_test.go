@@ -17,6 +17,7 @@ var floors = map[string]int{
 	"pkg/node":           5,
 	"pkg/worker":         5,
 	"pkg/host/local":     5,
+	"pkg/host/lun":       5,
 	"pkg/host/kube":      5,
 	"pkg/host/wire":      5,
 	"pkg/hotadd/qemu":    5,
@@ -44,11 +45,12 @@ var floors = map[string]int{
 	"pkg/vmdk":  1,
 	"pkg/lease": 1,
 
-	"pkg/block":       0,
-	"pkg/fault":       0,
-	"internal/fsx":    0,
-	"internal/sys":    0,
-	"internal/kmutex": 0,
+	"pkg/block":          0,
+	"pkg/fault":          0,
+	"internal/fsx":       0,
+	"internal/sys":       0,
+	"internal/kmutex":    0,
+	"internal/statefile": 0,
 }
 
 // Ground is what the rest of floor 0 stands on.
@@ -78,7 +80,7 @@ type outsideRule struct {
 
 // Adapters implement a port for one environment. Whoever imports one has chosen an environment, and only a program may.
 var adapters = []string{
-	"pkg/host/local", "pkg/host/kube", "pkg/host/wire",
+	"pkg/host/local", "pkg/host/lun", "pkg/host/kube", "pkg/host/wire",
 	"pkg/hotadd/qemu", "pkg/hotadd/vsphere",
 	"pkg/export/fuse", "pkg/export/loop", "pkg/export/ublk", "pkg/export/nbd",
 }

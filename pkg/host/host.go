@@ -277,6 +277,8 @@ type Attachment struct {
 	Size      int64  `json:"size"` // bytes
 	ReadOnly  bool   `json:"readOnly,omitempty"`
 	Transport string `json:"transport"`
+	// Datastore is told of a disk on a LUN: who brings it back after a restart need not be asked where it is.
+	Datastore string `json:"datastore,omitempty"`
 	// Skipped are the transports that were asked for before Transport and do not serve now.
 	Skipped []Skipped `json:"skipped,omitempty"`
 	Epoch   int64     `json:"epoch"` // owner epoch in the manifest (0 for read-only)

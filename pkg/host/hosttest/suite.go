@@ -18,6 +18,8 @@ type Subject struct {
 	Datastore string // on which disks are made
 	// OtherDatastore, if set, is another one that the same node reaches.
 	OtherDatastore string
+	// Transports are those that an attachment may have; nil: hotadd.
+	Transports []string
 	// Session makes the kernel's end of a disk; nil: the attach part is left to the adapter's own test.
 	Session func(t *testing.T, id string) Session
 }

@@ -3,6 +3,7 @@ package hosttest
 import (
 	"context"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -47,7 +48,11 @@ func (s Subject) detach(t *testing.T, id string, k Session) {
 func attach(t *testing.T, s Subject) {
 	d, ctx := s.make(t, "x"), t.Context()
 	a, k := s.attach(t, d.ID, false)
-	if a.ID != d.ID || a.Host != s.Node || a.UUID != d.UUID || a.Size != d.Size || a.ReadOnly || a.Transport != "hotadd" || a.Epoch < 1 || a.WorkerPID <= 0 || a.Since.IsZero() {
+	ways := s.Transports
+	if len(ways) == 0 {
+		ways = []string{"hotadd"}
+	}
+	if a.ID != d.ID || a.Host != s.Node || a.UUID != d.UUID || a.Size != d.Size || a.ReadOnly || !slices.Contains(ways, a.Transport) || a.Epoch < 1 || a.WorkerPID <= 0 || a.Since.IsZero() {
 		t.Fatalf("attachment %+v", a)
 	}
 	again, err := s.Host.Attach(ctx, host.AttachRequest{ID: d.ID}, k.Device())

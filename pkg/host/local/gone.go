@@ -11,9 +11,9 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/sys"
 )
 
-// fuseGone says whether the connection of a /dev/fuse descriptor is aborted: poll(2) then reports POLLERR, whatever events
+// FuseGone says whether the connection of a /dev/fuse descriptor is aborted: poll(2) then reports POLLERR, whatever events
 // were asked for (Linux fs/fuse/dev.c, fuse_dev_poll). As long as the kernel can send a request there are none.
-func fuseGone(dev *os.File, wait time.Duration) (bool, error) {
+func FuseGone(dev *os.File, wait time.Duration) (bool, error) {
 	fd, err := sys.Fd(dev)
 	if err != nil {
 		return false, err

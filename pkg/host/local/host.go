@@ -47,6 +47,8 @@ type DatastoreConfig struct {
 	Scope host.Scope
 	// NoLocks takes no byte locks on its files: for file systems without, or with locks that hang.
 	NoLocks bool
+	// Root opens the directory where no path leads to it: that of a store on a LUN. Path is not looked at then.
+	Root func() (fsx.Dir, error)
 }
 
 // Host is a datastore host in this process.
@@ -79,7 +81,7 @@ func New(c Config) (*Host, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.DeviceGone == nil {
-		c.DeviceGone = fuseGone
+		c.DeviceGone = FuseGone
 	}
 	h := &Host{c: c, log: c.Log, attached: map[string]*attached{}, claims: claims{path: filepath.Join(c.StateDir, "claims.json")}}
 	if _, err := h.claims.all(); err != nil {
@@ -91,7 +93,7 @@ func New(c Config) (*Host, error) {
 		if err := d.check(); err != nil {
 			return nil, err
 		}
-		if seen[d.Name] || seen[d.Path] {
+		if seen[d.Name] || d.Root == nil && seen[d.Path] {
 			return nil, fault.New(fault.Invalid, "Give every datastore a name and a directory of its own.",
 				"datastore %s or its directory %s is given twice", d.Name, d.Path)
 		}

@@ -1,15 +1,10 @@
 package local
 
 import (
-	"encoding/json"
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
-	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/internal/statefile"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
 
@@ -22,7 +17,7 @@ type claims struct {
 func (c *claims) all() (map[string][]host.Claim, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return load[map[string][]host.Claim](c.path)
+	return statefile.Load[map[string][]host.Claim](c.path)
 }
 
 // of are the claims of one disk.
@@ -35,7 +30,7 @@ func (c *claims) of(id string) ([]host.Claim, error) {
 func (c *claims) change(id string, f func(all map[string][]host.Claim) ([]host.Claim, error)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	m, err := load[map[string][]host.Claim](c.path)
+	m, err := statefile.Load[map[string][]host.Claim](c.path)
 	if err != nil {
 		return err
 	}
@@ -46,7 +41,7 @@ func (c *claims) change(id string, f func(all map[string][]host.Claim) ([]host.C
 	if m[id] = next; len(next) == 0 {
 		delete(m, id)
 	}
-	return save(c.path, m)
+	return statefile.Save(c.path, m)
 }
 
 // identities is the file of the datastores that were seen: name to UUID.
@@ -58,59 +53,17 @@ type identities struct {
 func (i *identities) get(name string) (string, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	m, err := load[map[string]string](i.path)
+	m, err := statefile.Load[map[string]string](i.path)
 	return m[name], err
 }
 
 func (i *identities) set(name, uuid string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	m, err := load[map[string]string](i.path)
+	m, err := statefile.Load[map[string]string](i.path)
 	if err != nil {
 		return err
 	}
 	m[name] = uuid
-	return save(i.path, m)
-}
-
-// load reads a map from a JSON file; a missing file is an empty one.
-func load[M ~map[string]V, V any](path string) (M, error) {
-	m := M{}
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return m, nil
-	}
-	if err != nil {
-		return nil, fault.Wrap(err, "state of hostd")
-	}
-	if err := json.Unmarshal(text, &m); err != nil {
-		return nil, fault.New(fault.Damaged, "Restore the file, or remove it when nothing is attached on this node.",
-			"state of hostd: %s: %w", path, err)
-	}
-	return m, nil
-}
-
-// save replaces the file in one step: temporary file, fsync, rename, fsync of the directory.
-func save(path string, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return fault.Wrap(err, "state of hostd")
-	}
-	_, err = f.Write(append(text, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fault.Wrap(errors.Join(err, os.Remove(f.Name())), "state of hostd")
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fault.Wrap(err, "state of hostd")
-	}
-	return fault.Wrap(errors.Join(d.Sync(), d.Close()), "state of hostd")
+	return statefile.Save(i.path, m)
 }

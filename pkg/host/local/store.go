@@ -38,7 +38,7 @@ func (d DatastoreConfig) check() error {
 	switch {
 	case d.Name == "" || len(d.Name) > 63 || strings.Trim(d.Name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "":
 		return fault.New(fault.Invalid, "Use 1 to 63 of a-z, 0-9, - and .", "%q cannot be the name of a datastore", d.Name)
-	case !filepath.IsAbs(d.Path) || filepath.Clean(d.Path) != d.Path:
+	case d.Root == nil && (!filepath.IsAbs(d.Path) || filepath.Clean(d.Path) != d.Path):
 		return fault.New(fault.Invalid, "Give an absolute path without '..', '.' or a trailing slash.",
 			"datastore %s: %q is not the plain path of a directory", d.Name, d.Path)
 	case d.Scope != host.ScopeNode && d.Scope != host.ScopeShared:
@@ -98,10 +98,15 @@ func (s *store) openLocked() error {
 }
 
 func (s *store) openPath(o datastore.Options) (*datastore.Datastore, error) {
-	if s.openRoot == nil {
+	open := s.cfg.Root
+	switch {
+	case open != nil:
+	case s.openRoot != nil:
+		open = func() (fsx.Dir, error) { return s.openRoot(s.cfg.Path) }
+	default:
 		return datastore.OpenPath(s.cfg.Path, o)
 	}
-	root, err := s.openRoot(s.cfg.Path)
+	root, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +115,9 @@ func (s *store) openPath(o datastore.Options) (*datastore.Datastore, error) {
 
 // same says whether the path still leads to the open datastore.
 func (s *store) same() bool {
+	if s.cfg.Root != nil {
+		return true // no path can lead elsewhere
+	}
 	now, err := datastore.Look(s.cfg.Path)
 	if err != nil {
 		return false

@@ -165,6 +165,18 @@ func (s *Store) durable(n *inode) bool {
 	return n.changed <= s.super.generation
 }
 
+// Sync makes everything that was done to the store durable, if anything was: what the death of its owner would undo else.
+func (s *Store) Sync() error {
+	s.mu.Lock()
+	err := s.poisoned
+	dirty := slices.ContainsFunc(s.order, func(n *inode) bool { return n.changed > s.super.generation })
+	s.mu.Unlock()
+	if err != nil || !dirty {
+		return err
+	}
+	return s.commit()
+}
+
 // free gives extents back: after the commit that no longer names them. Called with mu held.
 func (s *Store) free(generation uint64, runs []run) {
 	for _, r := range runs {
