@@ -11,7 +11,7 @@
 //	Keeper      the node service: hold the descriptors of attached disks for each other, so that no single process's
 //	            death loses one.
 //
-// Adapters: host/local (calls pkg/volume in this process), host/wire (the same, in hostd, over a unix socket with
+// Adapters: host/local (calls pkg/volume in this process), host/lun (the same for LUNs, of which another host may have the files), host/wire (the same, in hostd, over a unix socket with
 // descriptors), host/kube (intent and status in Kubernetes objects). host/hosttest is the conformance suite that all
 // of them pass, with an in-memory implementation.
 //

@@ -1,0 +1,93 @@
+package lun
+
+import (
+	"context"
+
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+)
+
+// What the inner host does, with the nodes that have a disk in place of it.
+
+// ready opens a disk that a node has and that could not be opened when the server began: until then nothing of it may change,
+// because the node may write it by a block map.
+func (s *Server) ready(ctx context.Context, id string) error {
+	if len(s.sessions.get(id).Nodes) == 0 {
+		return nil
+	}
+	end, err := s.busy.TryLock(id, "open")
+	if err != nil {
+		return err
+	}
+	defer end()
+	return fault.Wrap(s.attach(ctx, id), "disk %s, which a node has", id)
+}
+
+// Create implements host.Disks.
+func (s *Server) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
+	if spec.Source != nil && spec.Source.Disk != "" {
+		if err := s.ready(ctx, spec.Source.Disk); err != nil {
+			return host.Disk{}, err
+		}
+	}
+	d, err := s.inner.Create(ctx, spec)
+	s.attachments(&d)
+	return d, err
+}
+
+// Delete implements host.Disks.
+func (s *Server) Delete(ctx context.Context, id string) error {
+	if x := s.sessions.get(id); len(x.Nodes) > 0 {
+		return fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, x.Nodes[0])
+	}
+	return s.inner.Delete(ctx, id)
+}
+
+// Get implements host.Disks.
+func (s *Server) Get(ctx context.Context, id string) (host.Disk, error) {
+	d, err := s.inner.Get(ctx, id)
+	s.attachments(&d)
+	return d, err
+}
+
+// List implements host.Disks.
+func (s *Server) List(ctx context.Context, max int, token string) ([]host.Disk, string, error) {
+	list, next, err := s.inner.List(ctx, max, token)
+	for i := range list {
+		s.attachments(&list[i])
+	}
+	return list, next, err
+}
+
+// Expand implements host.Disks.
+func (s *Server) Expand(ctx context.Context, id string, size int64) (host.Disk, error) {
+	if err := s.ready(ctx, id); err != nil {
+		return host.Disk{}, err
+	}
+	d, err := s.inner.Expand(ctx, id, size)
+	s.attachments(&d)
+	return d, err
+}
+
+// CreateSnapshot implements host.Snapshots.
+func (s *Server) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host.Snapshot, error) {
+	if err := s.ready(ctx, spec.Disk); err != nil {
+		return host.Snapshot{}, err
+	}
+	return s.inner.CreateSnapshot(ctx, spec)
+}
+
+// DeleteSnapshot implements host.Snapshots.
+func (s *Server) DeleteSnapshot(ctx context.Context, id string) error {
+	return s.inner.DeleteSnapshot(ctx, id)
+}
+
+// GetSnapshot implements host.Snapshots.
+func (s *Server) GetSnapshot(ctx context.Context, id string) (host.Snapshot, error) {
+	return s.inner.GetSnapshot(ctx, id)
+}
+
+// ListSnapshots implements host.Snapshots.
+func (s *Server) ListSnapshots(ctx context.Context, disk string, max int, token string) ([]host.Snapshot, string, error) {
+	return s.inner.ListSnapshots(ctx, disk, max, token)
+}

@@ -1,0 +1,36 @@
+// Package lun keeps disks on LUNs that several hosts reach: the metadata server of a LUN, and the host that has such datastores
+// beside those of its base.
+//
+// # Roles
+//
+// Of the hosts that have a LUN one owns it (san/lunlease, Owner) and is its metadata server (Server): it has the store open, makes,
+// deletes, snapshots and merges disks, and has every disk that a node uses open in its own process. It serves nodes over NBD and
+// grants block maps (pkg/remote carries both). All hosts, the owner included, use its disks as its clients (Host): the worker process
+// of an attached disk reads and writes the LUN by a map, or asks over NBD, and changes between them while it runs.
+//
+//	node                                  metadata server
+//	Host ── remote.Client ─────────────▶  Server ── Inner (host/local over the store, in this process)
+//	  └ worker ── remote.Disk ── NBD ──▶    └ Serving: the chain of a disk that a node has
+//	                 └─ block map ── LUN ◀──────┘
+//
+// # Invariants
+//
+//   - What the server does is the inner host's, whose manifests name the store as the owner of a disk (lun-UUID), and the server's
+//     start as its boot: a server that comes after another finds its disks as after a restart of the machine, and checks them.
+//   - Which node has a disk is in a file of the store (sessions), written before the disk is opened and removed after it was closed.
+//     A new server opens every such disk before it answers anybody, so that a change of it finds the maps that are out.
+//   - While links or size change nobody has a map: they are recalled first, and none is made meanwhile (Serving.alone). A map for
+//     writing is of a flat disk of one link.
+//   - What was answered over NBD survives the server's death (device): a node does not write again what it was told is written.
+//   - A server that lost its lease writes nothing (lunlease.File), and cuts its clients off before their requests can fail.
+//   - Disks on LUNs have the base's bus, and their attachments name their datastore: that is how Sync knows whose one is.
+//   - An id is the base's unless a LUN has it. LUNs are asked where the call does not tell (host.WithDatastore) and nothing was seen.
+//
+// # Goroutines and locks
+//
+// Owner.Run owns the server and what that starts (Server.Run: consolidation); the caller owns Owner.Run. Sync, Datastores and searches start
+// goroutines that they wait for. Server.busy and Host.busy are the locks of operations on one disk, taken without waiting; Server.mu,
+// sessions.mu, Serving.mu, Host.mu and claims.mu are leaves, held across no I/O but claims.mu across its file's.
+//
+// Floor 5. It must not import pkg/worker or another adapter: Inner, Client and Workers are what cmd wires in.
+package lun
