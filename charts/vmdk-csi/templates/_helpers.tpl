@@ -77,3 +77,29 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
+
+{{/* Not empty when there is a datastore of kind lun. */}}
+{{- define "vmdk-csi.hasLUN" -}}
+{{- range .Values.datastores }}{{ if eq (.kind | default "directory") "lun" }}yes{{ end }}{{ end -}}
+{{- end }}
+
+{{/* Not empty when a LUN is a block device of the nodes. */}}
+{{- define "vmdk-csi.hasDevice" -}}
+{{- range .Values.datastores }}{{ if and (eq (.kind | default "directory") "lun") (hasPrefix "/dev/" .path) }}yes{{ end }}{{ end -}}
+{{- end }}
+
+{{/* Directories of the nodes that hold files that are LUNs, as a JSON list: a file itself could not be mounted where it is missing. */}}
+{{- define "vmdk-csi.lunDirs" -}}
+{{- $dirs := list }}
+{{- range .Values.datastores }}
+{{- if and (eq (.kind | default "directory") "lun") (hasPrefix "/" .path) (not (hasPrefix "/dev/" .path)) }}
+{{- $dirs = append $dirs (dir .path) }}
+{{- end }}
+{{- end }}
+{{- $dirs | uniq | toJson }}
+{{- end }}
+
+{{/* The Secret with the certificate authority. */}}
+{{- define "vmdk-csi.caSecret" -}}
+{{ .Values.hostd.caSecret | default "vmdk-hostd-ca" }}
+{{- end }}
