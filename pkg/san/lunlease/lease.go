@@ -89,6 +89,13 @@ func (l *Lease) mayWrite() error {
 	return nil
 }
 
+// left is how long the lease lasts if no beat comes.
+func (l *Lease) left() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.until - l.Clock.Now()
+}
+
 // lose ends the lease; the first reason stays. Called with mu held.
 func (l *Lease) lose(why error) {
 	if l.gone != nil {
@@ -115,6 +122,9 @@ func (l *Lease) beat(ctx context.Context, r record) {
 			l.mu.Lock()
 			l.lose(fault.New(fault.Fenced, "", "the LUN is %s's now", now.me.Host))
 			l.mu.Unlock()
+			return
+		}
+		if err == nil && l.left() < l.MaxIO { // it could land behind the next owner's claim
 			return
 		}
 		if err == nil {
