@@ -65,6 +65,18 @@ func (r *record) owner() Owner {
 	return Owner{Me: r.me, ID: hex.EncodeToString(r.id[:]), Generation: r.generation, Beat: r.beat, Expiry: r.expiry, Released: r.state == released}
 }
 
+// whose says it in words.
+func (r *record) whose() string {
+	switch r.state {
+	case owned:
+		return r.me.Host + "'s"
+	case released:
+		return "free, as " + r.me.Host + " left it,"
+	default:
+		return "nobody's"
+	}
+}
+
 func (r *record) encode() []byte {
 	p := fsx.AlignedBuffer(blockSize)
 	copy(p, magic[:])

@@ -42,7 +42,7 @@
 // Lease.File is the LUN for whoever has the lease: what would begin with less than MaxIO of it left waits for the next beat, and fails with
 // fault.Fenced when none comes. So a host that hangs and wakes up writes nothing. What it cannot stop is a request that was let through
 // and then takes longer than MaxIO to reach the medium: stuck in a driver, in a switch, or in a process that was stopped between the look at the clock and the
-// system call. Only the array can: Options.Fence is where the dead owner's reservation key is preempted (package reserve).
+// system call. If it is a Release, it may free the LUN of the next owner, who notices with his next beat. Only the array can: Options.Fence is where the dead owner's reservation key is preempted (package reserve).
 //
 // A LUN whose lease was lost is opened anew before the next Acquire: what keeps acknowledged writes to repeat them after a target's
 // reset (package scsi) keeps those of the lost time, too.

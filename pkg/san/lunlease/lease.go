@@ -113,35 +113,44 @@ func (l *Lease) tell() {
 	l.changed = make(chan struct{})
 }
 
-// beat writes the block once a Period until the lease ends.
+// beat writes the block once a Period until the lease ends; at once for a beginning, because settling took a part of it.
 func (l *Lease) beat(ctx context.Context, r record) {
-	for l.sleep(ctx, l.Period) == nil && l.Check() == nil {
-		sent := l.Clock.Now()
-		now, _, err := read(l.lun)
-		if err == nil && (now.state != owned || now.id != r.id) {
-			l.mu.Lock()
-			l.lose(fault.New(fault.Fenced, "", "the LUN is %s's now", now.me.Host))
-			l.mu.Unlock()
+	for ok := true; ok; ok = l.sleep(ctx, l.Period) == nil {
+		if ok, err := l.beatOnce(&r); !ok {
 			return
-		}
-		if err == nil && l.left() < l.MaxIO { // it could land behind the next owner's claim
-			return
-		}
-		if err == nil {
-			r.beat++
-			_, err = l.lun.WriteAt(r.encode(), store.LeaseAt)
-		}
-		if err != nil {
+		} else if err != nil {
 			l.Log.Warn("a beat did not reach the LUN", "error", err)
-			continue
 		}
-		l.mu.Lock()
-		if l.check() == nil { // it came in time
-			l.until = sent + l.Expiry - l.margin()
-			l.tell()
-		}
-		l.mu.Unlock()
 	}
+}
+
+// beatOnce reads the block, which must be ours, and writes the next beat; not ok when there can be none any more.
+func (l *Lease) beatOnce(r *record) (ok bool, err error) {
+	sent := l.Clock.Now()
+	now, _, err := read(l.lun)
+	if err == nil && (now.state != owned || now.id != r.id) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.lose(fault.New(fault.Fenced, "", "the LUN is %s now", now.whose()))
+		return false, nil
+	}
+	if l.left() < l.MaxIO { // a write could land behind the next owner's claim
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	r.beat++
+	if _, err = l.lun.WriteAt(r.encode(), store.LeaseAt); err != nil {
+		return true, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.check() == nil { // it came in time
+		l.until = sent + l.Expiry - l.margin()
+		l.tell()
+	}
+	return true, nil
 }
 
 // watchClock notices the end of the lease while a beat hangs.
@@ -187,7 +196,7 @@ func (l *Lease) Release() error {
 	case err != nil:
 		return err
 	case r.state != owned || hex.EncodeToString(r.id[:]) != l.id:
-		return fault.New(fault.Fenced, "", "the LUN is %s's now", r.me.Host)
+		return fault.New(fault.Fenced, "", "the LUN is %s now", r.whose())
 	case l.Clock.Now()+l.MaxIO > until:
 		return fault.New(fault.Timeout, "", "the lease of the LUN is nearly over: it runs out by itself")
 	}
