@@ -28,11 +28,11 @@ type world struct {
 	late  bool // requests may take longer than MaxIO
 	start time.Time
 
-	mu       sync.Mutex
-	hosts    []*contender
-	newest   uint64 // number of the youngest owner
-	last     uint64 // its generation
-	events   []string
+	mu     sync.Mutex
+	hosts  []*contender
+	newest uint64 // number of the youngest owner
+	last   uint64 // its generation
+	events []string
 }
 
 func (w *world) note(format string, args ...any) {
@@ -63,7 +63,9 @@ type contender struct {
 }
 
 // Now implements san.Clock.
-func (c *contender) Now() time.Duration { return time.Duration(float64(time.Since(c.w.start)) * c.rate) }
+func (c *contender) Now() time.Duration {
+	return time.Duration(float64(time.Since(c.w.start)) * c.rate)
+}
 
 // After implements san.Clock; a host that is stopped hears of it when it goes on.
 func (c *contender) After(d time.Duration) <-chan time.Time {
