@@ -19,10 +19,10 @@ type ClientOptions struct {
 	Network, Address string
 	// TLS is used if it is not nil; else the server must not force it.
 	TLS *tls.Config
-	// Export is the name, "" the default. Ticket, if not nil, is asked for a name instead, for each session anew: a server that was
-	// started anew may have forgotten the last one.
+	// Export is the name, "" the default. Find, if not nil, is asked for address and name instead, for each session anew: a server
+	// that was started anew may have forgotten the last ticket, and its successor may be elsewhere.
 	Export string
-	Ticket func(ctx context.Context) (string, error)
+	Find   func(ctx context.Context) (address, export string, err error)
 	// Connections to use where the server allows several; default 4.
 	Connections int
 	// Patience is how long requests wait for a server that is gone, default two minutes. Then the device fails for good.

@@ -46,6 +46,9 @@ type Export struct {
 	Allocation func(off, n int64) iter.Seq2[Extent, error]
 	// Contexts are further ones, by name with its namespace: "vmdk:changed:monday".
 	Contexts []Context
+	// Instance differs for another opening of the disk, which may have lost what was acknowledged and not flushed. Another instance of
+	// the server is another one of every export, anyway.
+	Instance string
 	// Revoked ends: every connection is closed, what it had begun is finished and not answered. nil never ends.
 	Revoked context.Context //nolint:containedctx // it is the life of the export, not of a call
 	// Close is called once, when the connection that got the export has ended and no request runs any more. May be nil.

@@ -280,7 +280,7 @@ const instanceMark = "instance="
 
 // Describe has who we are for people, and for a client that wants to know whether it is still the same server.
 func (c *conn) describe(e *Export) string {
-	d := fmt.Sprintf("vmdk-csi %s%s", instanceMark, c.s.instance)
+	d := fmt.Sprintf("vmdk-csi %s%s%s", instanceMark, c.s.instance, e.Instance)
 	if e.Description != "" {
 		d += " " + e.Description
 	}

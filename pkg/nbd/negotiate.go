@@ -40,10 +40,10 @@ type agreement struct {
 }
 
 // Negotiate makes a connection for the export.
-func (c *Client) negotiate(ctx context.Context, name, session string) (_ net.Conn, _ *negotiated, err error) {
+func (c *Client) negotiate(ctx context.Context, address, name, session string) (_ net.Conn, _ *negotiated, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	nc, err := c.dialNet(ctx)
+	nc, err := c.dialNet(ctx, address)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -56,18 +56,18 @@ func (c *Client) negotiate(ctx context.Context, name, session string) (_ net.Con
 	defer stop()
 	a := &agreement{nc: nc, name: name, got: negotiated{minBlock: 1, maxPiece: mostPiece}}
 	if err := a.greet(); err != nil {
-		return nil, nil, unavailable(err, c.o.Address)
+		return nil, nil, unavailable(err, address)
 	}
 	if c.o.TLS != nil {
-		if err := a.startTLS(ctx, c.o.TLS); err != nil {
-			return nil, nil, unavailable(err, c.o.Address)
+		if err := a.startTLS(ctx, serverName(c.o.TLS, address)); err != nil {
+			return nil, nil, unavailable(err, address)
 		}
 	}
 	if err := a.chooseExport(session); err != nil {
-		return nil, nil, unavailable(err, c.o.Address)
+		return nil, nil, unavailable(err, address)
 	}
 	if !stop() {
-		return nil, nil, fault.New(fault.Timeout, "", "the NBD server at %s took too long: %w", c.o.Address, context.Cause(ctx))
+		return nil, nil, fault.New(fault.Timeout, "", "the NBD server at %s took too long: %w", address, context.Cause(ctx))
 	}
 	return a.nc, &a.got, nil
 }
@@ -273,13 +273,24 @@ func (a *agreement) info(data []byte) (export bool, err error) {
 }
 
 // DialNet makes a connection that notices a dead peer.
-func (c *Client) dialNet(ctx context.Context) (net.Conn, error) {
+func (c *Client) dialNet(ctx context.Context, address string) (net.Conn, error) {
 	d := net.Dialer{Control: userTimeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}}
-	nc, err := d.DialContext(ctx, c.o.Network, c.o.Address)
+	nc, err := d.DialContext(ctx, c.o.Network, address)
 	if err != nil {
-		return nil, fault.New(fault.Unavailable, "Look whether the server runs, and at its address.", "no NBD server at %s: %w", c.o.Address, err)
+		return nil, fault.New(fault.Unavailable, "Look whether the server runs, and at its address.", "no NBD server at %s: %w", address, err)
 	}
 	return nc, nil
+}
+
+// ServerName fills in what the server must prove to be: the host of its address, unless the configuration says it.
+func serverName(config *tls.Config, address string) *tls.Config {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || config.ServerName != "" || config.InsecureSkipVerify {
+		return config
+	}
+	config = config.Clone()
+	config.ServerName = host
+	return config
 }
 
 // UserTimeout gives a peer up that does not acknowledge what was sent; the kernel's default is a quarter of an hour (tcp(7)).

@@ -81,7 +81,7 @@ func (r *replies) data(b *buffer, p []byte) {
 // its reader finds that out.
 func (c *conn) send(r *replies) {
 	defer r.reset()
-	if len(r.vec) == 0 || c.failed.Load() {
+	if len(r.vec) == 0 || c.failed.Load() || c.export.Revoked != nil && c.export.Revoked.Err() != nil { // who is cut off hears nothing
 		return
 	}
 	c.out.Lock()

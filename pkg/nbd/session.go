@@ -71,10 +71,10 @@ type line struct {
 
 // Open makes a session.
 func (c *Client) open(ctx context.Context) (*session, error) {
-	name := c.o.Export
-	if c.o.Ticket != nil {
+	address, name := c.o.Address, c.o.Export
+	if c.o.Find != nil {
 		var err error
-		if name, err = c.o.Ticket(ctx); err != nil {
+		if address, name, err = c.o.Find(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -90,29 +90,38 @@ func (c *Client) open(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	for i := range c.o.Connections {
-		nc, got, err := c.negotiate(ctx, name, query)
+		nc, got, err := c.negotiate(ctx, address, name, query)
 		if err != nil {
-			return fail(err)
+			return fail(c.staleTicket(err))
 		}
 		s.lines = append(s.lines, &line{s: s, nc: nc, in: bufio.NewReaderSize(nc, readAhead), waiting: map[uint64]*pending{}})
 		switch {
 		case i == 0:
 			s.negotiated = *got
 		case s.negotiated != *got:
-			return fail(fault.New(fault.Unavailable, "", "the connections to %s do not lead to the same disk: the server was started anew meanwhile", c.o.Address))
+			return fail(fault.New(fault.Unavailable, "", "the connections to %s do not lead to the same disk: the server was started anew meanwhile", address))
 		}
 		if s.flags&transMultiConn == 0 {
 			break
 		}
 	}
 	if s.flags&(transFlush|transReadOnly) == 0 {
-		return fail(fault.New(fault.Unsupported, "Use a server that can flush.", "the NBD server at %s cannot make anything durable", c.o.Address))
+		return fail(fault.New(fault.Unsupported, "Use a server that can flush.", "the NBD server at %s cannot make anything durable", address))
 	}
 	for _, l := range s.lines {
 		s.wg.Add(1)
 		go l.receive()
 	}
 	return s, nil
+}
+
+// StaleTicket is the failure of a connection. A name that was found and is refused may be a ticket of a server that was started anew
+// since: there is another one to be had, unless this is the first session, whose caller wants to know.
+func (c *Client) staleTicket(err error) error {
+	if c.o.Find != nil && c.life != nil && (errors.Is(err, fault.Denied) || errors.Is(err, fault.NotFound)) {
+		return fault.New(fault.Unavailable, "", "the server refused what was just found: %w", err)
+	}
+	return err
 }
 
 func (s *session) readOnly() bool { return s.flags&transReadOnly != 0 }

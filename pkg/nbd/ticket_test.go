@@ -260,9 +260,9 @@ func TestNewTicketAfterRestart(t *testing.T) {
 	disk := block.Memory(1 << 20)
 	tickets := NewTickets(func(context.Context, Grant) (*Export, error) { return &Export{Device: disk}, nil }, TicketOptions{})
 	_, address := a.serve(tickets, nil)
-	c, err := Connect(t.Context(), ClientOptions{Network: "tcp", Address: address, TLS: a.client("node1"), Ticket: func(context.Context) (string, error) {
+	c, err := Connect(t.Context(), ClientOptions{Network: "tcp", TLS: a.client("node1"), Find: func(context.Context) (string, string, error) {
 		k, err := tickets.Issue(Grant{Volume: "vd-1", Write: true, Fingerprint: Fingerprint(mine)})
-		return k.Name(), err
+		return address, k.Name(), err
 	}})
 	if err != nil {
 		t.Fatal(err)

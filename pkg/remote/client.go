@@ -1,12 +1,24 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
-	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
 
 // ClientConfig says which datastore a Client uses, and who it is.
@@ -20,73 +32,180 @@ type ClientConfig struct {
 }
 
 // Client asks whoever serves a datastore. It tries the server that answered last, then all peers; Unavailable if none serves it.
-type Client struct{ c ClientConfig }
+type Client struct {
+	c    ClientConfig
+	http *http.Client
 
-// NewClient makes a client. Close ends its idle connections.
-func NewClient(c ClientConfig) *Client { return &Client{c} }
+	mu   sync.Mutex
+	last string // the peer that served
+}
 
-var (
-	_ host.Disks     = (*Client)(nil)
-	_ host.Snapshots = (*Client)(nil)
+const (
+	dialTime  = 3 * time.Second  // how long a host may take to accept a connection
+	lostTime  = 15 * time.Second // how long a host may say nothing of what was sent to it
+	whoTime   = 10 * time.Second // how long a peer may take to say whether it serves
+	idleConns = 4
 )
 
-// Close ends idle connections.
-func (c *Client) Close() {}
-
-func later() error { return fault.New(fault.Unsupported, "", "remote: client") }
-
-// Create implements host.Disks.
-func (c *Client) Create(context.Context, host.DiskSpec) (host.Disk, error) {
-	return host.Disk{}, later()
+// NewClient makes a client. Close ends its idle connections.
+func NewClient(c ClientConfig) *Client {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	config := c.TLS.Clone()
+	config.MinVersion, config.NextProtos = tls.VersionTLS13, []string{"http/1.1"}
+	d := net.Dialer{Timeout: dialTime, Control: userTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
+	return &Client{c: c, http: &http.Client{Transport: &http.Transport{DialContext: d.DialContext, TLSClientConfig: config,
+		TLSHandshakeTimeout: whoTime, MaxIdleConnsPerHost: idleConns, IdleConnTimeout: time.Minute, DisableCompression: true}}}
 }
 
-// Delete implements host.Disks.
-func (c *Client) Delete(context.Context, string) error { return later() }
-
-// Get implements host.Disks.
-func (c *Client) Get(context.Context, string) (host.Disk, error) { return host.Disk{}, later() }
-
-// List implements host.Disks.
-func (c *Client) List(context.Context, int, string) ([]host.Disk, string, error) {
-	return nil, "", later()
+// userTimeout gives a host up that does not acknowledge what was sent (tcp(7)).
+func userTimeout(_, _ string, raw syscall.RawConn) (err error) {
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(lostTime.Milliseconds()))
+	})
+	return errors.Join(err, cerr)
 }
 
-// Expand implements host.Disks.
-func (c *Client) Expand(context.Context, string, int64) (host.Disk, error) {
-	return host.Disk{}, later()
+// Close ends idle connections. The next call makes new ones, with the certificate that the configuration gives then.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// errElsewhere marks the answer of a host that does not serve the datastore, or of none at all.
+type errElsewhere struct{ error }
+
+func (e errElsewhere) Unwrap() error { return e.error }
+
+// ask has the server do something. body is a pointer to a request; its head is filled in.
+func (c *Client) ask(ctx context.Context, path string, body interface{ common() *head }, result any) error {
+	h := body.common()
+	h.Datastore, h.Node = c.c.Datastore, c.c.Node
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	last := c.last
+	c.mu.Unlock()
+	if last != "" {
+		err := c.post(ctx, last, path, b, result)
+		var elsewhere errElsewhere
+		if !errors.As(err, &elsewhere) {
+			return err
+		}
+		c.c.Log.Debug("remote: the server is not there any more", "peer", last, "err", err)
+	}
+	peer, err := c.find(ctx)
+	if err != nil {
+		return err
+	}
+	err = c.post(ctx, peer, path, b, result)
+	var elsewhere errElsewhere
+	if errors.As(err, &elsewhere) {
+		return elsewhere.error
+	}
+	return err
 }
 
-// CreateSnapshot implements host.Snapshots.
-func (c *Client) CreateSnapshot(context.Context, host.SnapshotSpec) (host.Snapshot, error) {
-	return host.Snapshot{}, later()
+// find asks all peers who serves the datastore.
+func (c *Client) find(ctx context.Context) (string, error) {
+	peers, err := c.c.Peers(ctx)
+	if err != nil {
+		return "", fault.New(fault.Unavailable, "", "find who may serve datastore %s: %w", c.c.Datastore, err)
+	}
+	b, err := json.Marshal(emptyBody{head{c.c.Datastore, c.c.Node}})
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, whoTime)
+	defer cancel()
+	type answer struct {
+		peer string
+		err  error
+	}
+	answers := make(chan answer, len(peers))
+	for _, p := range peers {
+		go func() { answers <- answer{p, c.post(ctx, p, pathServes, b, &none{})} }()
+	}
+	found := ""
+	var why []error
+	for range peers { // all of them, so that none is left behind; the first that serves ends the others
+		a := <-answers
+		switch {
+		case a.err == nil && found == "":
+			found = a.peer
+			cancel()
+		case a.err != nil:
+			why = append(why, a.err)
+		}
+	}
+	if found == "" {
+		return "", c.nobody(why)
+	}
+	c.mu.Lock()
+	c.last = found
+	c.mu.Unlock()
+	return found, nil
 }
 
-// DeleteSnapshot implements host.Snapshots.
-func (c *Client) DeleteSnapshot(context.Context, string) error { return later() }
-
-// GetSnapshot implements host.Snapshots.
-func (c *Client) GetSnapshot(context.Context, string) (host.Snapshot, error) {
-	return host.Snapshot{}, later()
+// nobody is why no peer serves. If all refuse us the reason is ours.
+func (c *Client) nobody(why []error) error {
+	kind, remedy := fault.Unavailable, "Try again: another host takes it over, or look why none can."
+	if len(why) > 0 && !slices.ContainsFunc(why, func(err error) bool { return !errors.Is(err, fault.Denied) }) {
+		kind, remedy = fault.Denied, "Use a certificate of the cluster's authority that names this node."
+	}
+	var texts []string
+	for _, err := range why {
+		texts = append(texts, fault.From(err).Message)
+	}
+	if len(texts) == 0 {
+		texts = []string{"no peer is known"}
+	}
+	return fault.New(kind, remedy, "nobody serves datastore %s: %s", c.c.Datastore, strings.Join(texts, "; "))
 }
 
-// ListSnapshots implements host.Snapshots.
-func (c *Client) ListSnapshots(context.Context, string, int, string) ([]host.Snapshot, string, error) {
-	return nil, "", later()
+// post asks one peer. A failure of the peer itself is an errElsewhere.
+func (c *Client) post(ctx context.Context, peer, path string, body []byte, result any) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+peer+path, bytes.NewReader(body))
+	if err != nil {
+		return fault.New(fault.Invalid, "", "peer %q: %w", peer, err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	a, err := c.http.Do(r)
+	if err != nil {
+		return lost(ctx, peer, err)
+	}
+	defer a.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(a.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return lost(ctx, peer, err)
+	case len(b) > maxAnswer:
+		return fault.New(fault.Internal, "", "%s sent too long an answer", peer)
+	case a.StatusCode == http.StatusOK:
+		return fault.Wrap(json.Unmarshal(b, result), "read the answer of %s", peer)
+	}
+	var f failure
+	if json.Unmarshal(b, &f) != nil || f.Fault == nil {
+		return errElsewhere{fault.New(fault.Unavailable, "Look what runs at this address.", "%s answered with status %d", peer, a.StatusCode)}
+	}
+	if a.StatusCode == statusElsewhere {
+		return errElsewhere{fault.Wrap(f.Fault, "%s", peer)}
+	}
+	return f.Fault
 }
 
-// Opened is what an open disk is.
-type Opened struct {
-	Disk  host.Disk `json:"disk"`
-	Epoch int64     `json:"epoch"`
+// lost is what a broken connection means. What TLS refuses does not heal by itself.
+func lost(ctx context.Context, peer string, err error) error {
+	var op *net.OpError
+	var verify *tls.CertificateVerificationError
+	switch {
+	case ctx.Err() != nil:
+		return fault.New(fault.Timeout, "", "ask %s: %w", peer, context.Cause(ctx))
+	case errors.As(err, &verify):
+		return errElsewhere{fault.New(fault.Denied, "Use the authority that signed the server's certificate.", "%s is not who it should be: %w", peer, err)}
+	case errors.As(err, &op) && op.Op == "remote error":
+		return errElsewhere{fault.New(fault.Denied, "Use a certificate that the server's authority has signed.", "%s refused our certificate: %w", peer, err)}
+	}
+	return errElsewhere{fault.New(fault.Unavailable, "Look whether the host runs.", "%s: %w", peer, err)}
 }
-
-// OpenVolume has the server open a disk for this node, without a connection to it: who attaches learns the disk's size, UUID and
-// epoch before a worker is started. Kinds: those of Datastore.Open.
-func (c *Client) OpenVolume(context.Context, string, bool) (Opened, error) { return Opened{}, later() }
-
-// CloseVolume revokes the tickets and block maps that this node has of a disk, and has the server close and release it. The caller
-// makes sure that no worker of the disk runs here any more. Not open is closed already.
-func (c *Client) CloseVolume(context.Context, string) error { return later() }
-
-// Space is the datastore's capacity and what is free, in bytes.
-func (c *Client) Space(context.Context) (total, free int64, err error) { return 0, 0, later() }

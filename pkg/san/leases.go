@@ -49,7 +49,10 @@ func (s *Server) Recall(ctx context.Context, volume string) error {
 		out := 0
 		for _, g := range s.grants {
 			if g.Volume == volume {
-				g.recalled = true
+				if !g.recalled {
+					g.recalled = true
+					s.tell()
+				}
 				out++
 			}
 		}
@@ -63,6 +66,56 @@ func (s *Server) Recall(ctx context.Context, volume string) error {
 		case <-ctx.Done():
 			return fault.New(fault.InProgress, "Try again: it is being taken back.", "volume %s has %d block maps out: %w", volume, out, ctx.Err())
 		}
+	}
+}
+
+// Recalled waits until the server wants a grant back (true), or ctx ends (false). NotFound: it has ended.
+func (s *Server) Recalled(ctx context.Context, id, generation uint64) (bool, error) {
+	for {
+		s.mu.Lock()
+		g, told := s.grants[id], s.told
+		gone := g == nil || g.ending || g.generation != generation
+		recalled := !gone && g.recalled
+		s.mu.Unlock()
+		switch {
+		case gone:
+			return false, fault.New(fault.NotFound, "Get a new map.", "grant %d of generation %d has ended", id, generation)
+		case recalled:
+			return true, nil
+		}
+		select {
+		case <-told:
+		case <-ctx.Done():
+			return false, nil
+		}
+	}
+}
+
+// Abandon ends the grants of a volume that a node has and could not return, because its path to the LUN failed or its process died;
+// only that one of this id and generation, unless id is 0. The node, or who speaks for it, is sure that nothing of it is under way.
+//
+//  1. The owner flushes the LUN by its own path: all paths share the cache that the node could not flush. (Fails: the grants stay.)
+//  2. The grants end. (Crash before: they are ended like those of a node that is silent.)
+func (s *Server) Abandon(ctx context.Context, volume, node string, id, generation uint64) error {
+	if err := s.c.Store.Flush(); err != nil {
+		return fault.Wrap(err, "flush the LUN for node %s", node)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		var over *grant
+		for n, g := range s.grants {
+			if n < pendingGrant && !g.ending && g.Volume == volume && g.Node == node && (id == 0 || n == id && g.generation == generation) {
+				over = g
+			}
+		}
+		if over == nil || ctx.Err() != nil { // who has left may have another map by now
+			return ctx.Err()
+		}
+		delete(s.grants, over.id)
+		s.mu.Unlock()
+		s.finish(over)
+		s.mu.Lock()
 	}
 }
 

@@ -69,6 +69,7 @@ type Server struct {
 	mu     sync.Mutex
 	grants map[uint64]*grant
 	ended  chan struct{} // closed and replaced whenever a grant ended
+	told   chan struct{} // closed and replaced whenever a grant ended or was recalled
 }
 
 // grant is a durable promise, or one that is being made (ID 0 in no map yet).
@@ -95,7 +96,7 @@ func NewServer(ctx context.Context, c Config) *Server {
 	setDefault(&c.Margin, 5*time.Second)
 	nonce := c.Store.Nonce()
 	c.LUN.Store, c.LUN.Nonce, c.LUN.Bytes = c.Store.UUID().String(), store.UUID(nonce).String(), c.Store.Size()
-	s := &Server{c: c, grants: map[uint64]*grant{}, ended: make(chan struct{})}
+	s := &Server{c: c, grants: map[uint64]*grant{}, ended: make(chan struct{}), told: make(chan struct{})}
 	for _, old := range c.Store.Grants() {
 		g := &grant{id: old.ID, generation: old.Generation, until: s.deadline()}
 		if json.Unmarshal(old.Data, g) == nil {
@@ -177,6 +178,29 @@ func (s *Server) Get(ctx context.Context, r Request) (m *Map, err error) {
 	return again, nil
 }
 
+// tell wakes who waits for a recall. Called with mu held.
+func (s *Server) tell() {
+	close(s.told)
+	s.told = make(chan struct{})
+}
+
+// Check is Get without the grant: it says why Get would refuse, and who would have to stop for a map finds out what is in it before.
+func (s *Server) Check(ctx context.Context, r Request) (*Map, error) {
+	g := &grant{Request: r}
+	if s.c.Key != nil {
+		g.Key = s.c.Key(r.Node)
+	}
+	if _, err := s.reserve(g); err != nil {
+		return nil, err
+	}
+	defer s.drop(g)
+	var err error
+	if g.subject, err = s.c.Source.Open(ctx, r); err != nil {
+		return nil, err
+	}
+	return s.compose(g)
+}
+
 // pending grants are in the map under numbers that no store gives.
 const pendingGrant = 1 << 63
 
@@ -228,6 +252,7 @@ func (s *Server) finish(g *grant) {
 	s.mu.Lock()
 	close(s.ended)
 	s.ended = make(chan struct{})
+	s.tell()
 	s.mu.Unlock()
 }
 

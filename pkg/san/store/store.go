@@ -302,6 +302,9 @@ func (s *Store) Nonce() [16]byte { return s.nonce }
 // Size is the part of the LUN that the store uses, in bytes.
 func (s *Store) Size() int64 { return s.layout.size }
 
+// Flush makes durable what was written to the LUN, by whomever and by whichever path: its cache is one.
+func (s *Store) Flush() error { return fault.Wrap(s.lun.Datasync(), "flush the LUN") }
+
 // Close commits what was not, if nothing failed, and gives the LUN's lock back. Open files and directories end with it.
 func (s *Store) Close() error {
 	if s.readOnly {
