@@ -24,7 +24,7 @@ test-upstream: ## run every storage test of Kubernetes that the driver can do; w
 	@hack/test.sh upstream-all
 
 crash-long: ## crash enumeration of all sequences of up to three deeds and all failures in them, on every kind of disk; DEEDS=5: samples of that length (most of an hour)
-	@VMDK_CSI_CHAIN=long go test ./pkg/vmdk/chain -count=1 -v -timeout 24h -run 'TestSequences|TestSequenceFailures|TestEverySyncOf|TestEditCrashes' $(if $(DEEDS),-skip 'TestSequenceFailures|TestEverySyncOf|TestEditCrashes')
+	@GOGC=400 VMDK_CSI_CHAIN=long go test ./pkg/vmdk/chain -count=1 -v -timeout 24h -run 'TestSequences|TestSequenceFailures|TestEverySyncOf|TestEditCrashes' $(if $(DEEDS),-skip 'TestSequenceFailures|TestEverySyncOf|TestEditCrashes')
 
 peer-long: ## COUNT=1000 random sequences on every format (KIND=type: on one) against qemu and libvmdk; SEED=n replays (minutes)
 	@hack/peers.sh

@@ -18,7 +18,7 @@ func TestEverySyncOfSequencesMatters(t *testing.T) {
 	if left.Store(2); full() || long() {
 		left.Store(1 << 30)
 	}
-	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand) {
+	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand, _ uint64) {
 		if left.Add(-1) < 0 {
 			return
 		}

@@ -76,8 +76,29 @@ func number(t *testing.T, env string, otherwise int) int {
 	return otherwise
 }
 
-// eachKind runs a test on every kind of disk, or under the race detector on some; the kinds share the processors.
-func eachKind(t *testing.T, do func(t *testing.T, k sequenceKind, r *rand.Rand)) {
+// upTo is all sequences of up to length deeds.
+func upTo(length int) (all [][]string) {
+	for n := range length {
+		all = append(all, sequences(n+1)...)
+	}
+	return all
+}
+
+// dealt is what a kind of disk gets of sequences that are dealt out to all kinds: each sequence to one, which the seed decides.
+func dealt(all [][]string, k sequenceKind, seed uint64) (mine [][]string) {
+	kinds := sequenceKinds()
+	at := slices.IndexFunc(kinds, func(o sequenceKind) bool { return o.name == k.name })
+	for i, s := range all {
+		if (uint64(i)+seed)%uint64(len(kinds)) == uint64(at) {
+			mine = append(mine, s)
+		}
+	}
+	return mine
+}
+
+// eachKind runs a test on every kind of disk, or under the race detector on some; the kinds share the processors. deal is the same
+// number for all of them.
+func eachKind(t *testing.T, do func(t *testing.T, k sequenceKind, r *rand.Rand, deal uint64)) {
 	t.Helper()
 	t.Cleanup(chain.SetPiece(16<<10, 48<<10))
 	kinds := sequenceKinds()
@@ -88,32 +109,30 @@ func eachKind(t *testing.T, do func(t *testing.T, k sequenceKind, r *rand.Rand))
 		}
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
-			do(t, k, newRand(seed+uint64(i)))
+			do(t, k, newRand(seed+uint64(i)), seed>>32)
 		})
 	}
 }
 
 // TestSequences runs sequences of three deeds on a chain of two links of every kind: cut at every operation, with what was not synced
 // lost in part or whole and torn; what is found opens, holds what was flushed or something later, keeps its snapshots, and goes on being
-// written. Of all sequences (make crash-long) only the cuts in the last deed are judged: those before belong to a shorter one. Else it
-// is a sample that the seed decides. DEEDS is another length (samples from four on), LIMIT how many states are found at one cut.
+// written. The suite runs all of up to three deeds, each on a kind that the seed decides; make crash-long each on every kind. Of these only
+// the cuts in the last deed are judged: those before belong to a shorter one. Else it is a sample that the seed decides. DEEDS is another
+// length (samples from four on), LIMIT how many states are found at one cut.
 func TestSequences(t *testing.T) {
 	length := number(t, "DEEDS", 3)
-	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand) {
+	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand, deal uint64) {
 		seed, limit, count, from := r.Uint64(), 4, 3, 0
 		var all [][]string
 		switch {
 		case os.Getenv("SEQUENCE") != "":
 			all = [][]string{strings.Split(os.Getenv("SEQUENCE"), ",")}
 		case long() && length <= 3:
-			limit, from = 1024, length
-			for n := range length {
-				all = append(all, sequences(n+1)...)
-			}
+			limit, from, all = 1024, length, upTo(length)
 		case long():
 			limit, count = 1024, 2000
-		case full():
-			count = 20
+		case full() && length <= 3:
+			limit, from, all = 1024, length, dealt(upTo(length), k, deal)
 		case raceDetector:
 			limit, count = 2, 1
 		}
@@ -142,21 +161,19 @@ func TestSequences(t *testing.T) {
 // errShortWrite stores half of a write, in whole sectors: a disk tears none, and what of a file the kernel writes in part it tells.
 var errShortWrite = fmt.Errorf("sectors are missing: %w", io.ErrShortWrite)
 
-// TestSequenceFailures has every operation of the last deed of sequences fail in turn: of all of up to three deeds (make crash-long; those of
-// earlier deeds belong to a shorter one), or of all of one and a few longer ones.
+// TestSequenceFailures has every operation of the last deed of sequences fail in turn, in every way: of all of up to three deeds, each on a
+// kind that the seed decides, by make crash-long on every kind; those of earlier deeds belong to a shorter one. Else of a few.
 func TestSequenceFailures(t *testing.T) {
-	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand) {
+	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand, deal uint64) {
 		seed, failures, least := r.Uint64(), 0, 10
 		var all [][]string
 		switch {
 		case os.Getenv("SEQUENCE") != "":
 			all, least = [][]string{strings.Split(os.Getenv("SEQUENCE"), ",")}, 0
 		case long():
-			for n := range min(number(t, "DEEDS", 3), 3) {
-				all = append(all, sequences(n+1)...)
-			}
+			all = upTo(min(number(t, "DEEDS", 3), 3))
 		case full():
-			all = append(sequences(1), randomSequence(r, 2), randomSequence(r, 2), randomSequence(r, 3))
+			all = append(sequences(1), dealt(upTo(3), k, deal)...)
 		default:
 			all = [][]string{randomSequence(r, 1), randomSequence(r, 2)}
 		}
