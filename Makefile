@@ -23,7 +23,7 @@ test-%: ## run one suite, as in `make test-unit` (hack/test.sh -list names them)
 test-upstream: ## run every storage test of Kubernetes that the driver can do; writes docs/upstream-tests.md (most of an hour)
 	@hack/test.sh upstream-all
 
-crash-long: ## crash enumeration of all sequences of up to three deeds and all failures in them, on every kind of disk; DEEDS=5: samples of that length (most of an hour)
+crash-long: ## crash enumeration of all sequences of up to three deeds and all failures in them, on every kind of disk; DEEDS=5: COUNT=100 samples of that length for each (most of an hour)
 	@GOGC=400 VMDK_CSI_CHAIN=long go test ./pkg/vmdk/chain -count=1 -v -timeout 24h -run 'TestSequences|TestSequenceFailures|TestEverySyncOf|TestEditCrashes' $(if $(DEEDS),-skip 'TestSequenceFailures|TestEverySyncOf|TestEditCrashes')
 
 peer-long: ## COUNT=1000 random sequences on every format (KIND=type: on one) against qemu and libvmdk; SEED=n replays (minutes)

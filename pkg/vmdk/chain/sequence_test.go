@@ -118,7 +118,7 @@ func eachKind(t *testing.T, do func(t *testing.T, k sequenceKind, r *rand.Rand, 
 // lost in part or whole and torn; what is found opens, holds what was flushed or something later, keeps its snapshots, and goes on being
 // written. The suite runs all of up to three deeds, each on a kind that the seed decides; make crash-long each on every kind. Of these only
 // the cuts in the last deed are judged: those before belong to a shorter one. Else it is a sample that the seed decides. DEEDS is another
-// length (samples from four on), LIMIT how many states are found at one cut.
+// length (COUNT samples for each kind from four on), LIMIT how many states are found at one cut.
 func TestSequences(t *testing.T) {
 	length := number(t, "DEEDS", 3)
 	eachKind(t, func(t *testing.T, k sequenceKind, r *rand.Rand, deal uint64) {
@@ -130,7 +130,7 @@ func TestSequences(t *testing.T) {
 		case long() && length <= 3:
 			limit, from, all = 1024, length, upTo(length)
 		case long():
-			limit, count = 1024, 2000
+			limit, count = 1024, number(t, "COUNT", 100)
 		case full() && length <= 3:
 			limit, from, all = 1024, length, dealt(upTo(length), k, deal)
 		case raceDetector:
