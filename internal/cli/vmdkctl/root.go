@@ -85,7 +85,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		a.rebaseCommand(), a.fixCIDCommand())
 	add("snapshot", a.snapshotCommand(), a.snapshotsCommand(), a.restoreCommand(), a.cloneCommand(), a.consolidateCommand(),
 		a.flattenCommand(), a.deleteCommand())
-	add("device", a.attachCommand(), a.detachCommand(), a.listCommand(), a.serveCommand())
+	add("device", a.attachCommand(), a.detachCommand(), a.listCommand(), a.serveCommand(), a.transportsCommand())
 	add("lun", a.lunCommand())
 	add("", a.keeperCommand(), a.workerCommand(), a.versionCommand(), a.docsCommand(root))
 	a.noteRuns(root)
