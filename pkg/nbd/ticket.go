@@ -184,11 +184,12 @@ func (t *Tickets) Resolve(ctx context.Context, name string, peer Peer) (*Export,
 	}
 	own := *e
 	own.ReadOnly = own.ReadOnly || !x.Write
-	life, end := context.WithCancel(x.life)
-	stop := func() bool { return true }
-	if e.Revoked != nil { // whichever ends first
-		stop = context.AfterFunc(e.Revoked, end)
+	outer := e.Revoked
+	if outer == nil {
+		outer = context.Background()
 	}
+	life, end := context.WithCancel(outer) // ends with the export at once, so that nothing is answered any more, and with the ticket soon
+	stop := context.AfterFunc(x.life, end)
 	own.Revoked = life
 	own.Close = func() {
 		stop()

@@ -134,10 +134,11 @@ func (s *Server) ensure(ctx context.Context, a *attached, store Datastore, readO
 	}
 	if a.life == nil || a.life.Err() != nil {
 		a.instance = randomID()
-		a.life, a.end = context.WithCancel(context.Background())
-		if over := served.Export.Revoked; over != nil {
-			context.AfterFunc(over, a.end)
+		outer := served.Export.Revoked
+		if outer == nil {
+			outer = context.Background()
 		}
+		a.life, a.end = context.WithCancel(outer)
 	}
 	a.served, a.readOnly = &served, readOnly
 	return &served, nil

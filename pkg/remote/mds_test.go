@@ -275,3 +275,22 @@ func (s *subject) Runs() iter.Seq2[san.Run, error] {
 		}
 	}
 }
+
+// lose is what an owner does whose right to the LUN ends: it cuts the clients off and closes the disk as it is.
+func (m *mds) lose(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	o := m.open[id]
+	if o == nil {
+		return nil
+	}
+	delete(m.open, id)
+	o.revoke()
+	return errors.Join(o.Abandon(), o.dir.Close())
+}
+
+func (m *mds) has(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.open[id] != nil
+}

@@ -113,7 +113,12 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t)}
+	return newRigWith(t, san.Config{})
+}
+
+func newRigWith(t testing.TB, maps san.Config) *rig {
+	t.Helper()
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t), maps: maps}
 	must(t, os.WriteFile(r.path, nil, 0o600), os.Truncate(r.path, 160<<20))
 	lun := r.lun()
 	_, err := store.Format(lun, store.FormatOptions{AreaSize: 1 << 20})

@@ -160,9 +160,14 @@ func (w *way) finish(ctx context.Context, d *Disk) error {
 	if w.mapper == nil {
 		return errors.Join(w.Flush(), w.nbd.Close())
 	}
+	flushed := w.Flush()
 	err := w.giveBack(ctx)
 	if err != nil {
 		err = d.abandon(ctx, w)
+	}
+	if err != nil && flushed == nil { // everything is there; the server ends the map when the node says that the disk is closed
+		d.c.Log.Warn("remote: a block map was not returned", "disk", d.c.Volume, "err", err)
+		err = nil
 	}
 	return errors.Join(err, w.lun.Close())
 }
