@@ -28,8 +28,8 @@ func TestFencedWriter(t *testing.T) {
 		rounds = 5
 	}
 	g := newTgt(t, 4<<20)
-	session, server := g.open(g.config())
-	_, two := g.open(g.config())
+	session, server := g.open(g.Config())
+	_, two := g.open(g.Config())
 	const keyServer, keyOne, keyTwo = 0x5eefed, 0x1001, 0x1002
 	if err := reserve.Own(t.Context(), server, keyServer); err != nil {
 		t.Fatal(err)
@@ -49,7 +49,7 @@ func TestFencedWriter(t *testing.T) {
 
 func fenceOne(t *testing.T, g *tgt, session *iscsi.Session, server, two *scsi.Unit, keyServer, keyOne reserve.Key, fill byte) bool {
 	t.Helper()
-	text, err := json.Marshal(nodeConfig{g.config(), 0x10})
+	text, err := json.Marshal(nodeConfig{g.Config(), 0x10})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -273,7 +273,7 @@ func (l *login) refusal(class, detail byte, address string) error {
 		return fault.New(fault.Denied, "Compare the CHAP name and secret with the target's, and its list of initiators with "+l.c.Initiator+".",
 			"the target refuses this initiator (status %02x%02x)", class, detail)
 	case class == 2 && detail == 3:
-		return fault.New(fault.NotFound, "", "the portal has no target %s", l.c.Target)
+		return fault.New(fault.NotFound, "Compare the name with the targets that the portal has.", "the portal has no target %s", l.c.Target)
 	case class == 2:
 		return fault.New(fault.Unsupported, "", "the target refuses the login (status %02x%02x)", class, detail)
 	}

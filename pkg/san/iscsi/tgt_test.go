@@ -6,11 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,115 +17,17 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/block/blocktest"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/iscsi"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/iscsi/iscsitest"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/reserve"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/scsi"
 )
 
-const targetName = "iqn.2026-01.example:disks"
-
-// tgt is Debian's iSCSI target in user space.
 type tgt struct {
-	t       *testing.T
-	control string
-	portal  string
-	image   string
-	users   bool
-	cmd     *exec.Cmd
+	*iscsitest.Target
+	t *testing.T
 }
 
-// program finds tgtd or tgtadm: VMDK_CSI_TGT is the directory where the test setup has unpacked the package.
-func program(t *testing.T, name string) *exec.Cmd {
-	t.Helper()
-	if dir := os.Getenv("VMDK_CSI_TGT"); dir != "" {
-		cmd := exec.Command(filepath.Join(dir, "usr/sbin", name))
-		cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Join(dir, "usr/lib/x86_64-linux-gnu"))
-		return cmd
-	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip("no tgtd: the Debian package tgt is not there, and VMDK_CSI_TGT names no directory with it")
-	}
-	return exec.Command(path)
-}
-
-var controls atomic.Int32
-
-func newTgt(t *testing.T, size int64) *tgt {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("tgtd needs root for its control socket")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	portal := l.Addr().String()
-	l.Close()
-	g := &tgt{t: t, portal: portal, image: filepath.Join(t.TempDir(), "lun"), control: fmt.Sprint(10000 + os.Getpid()%20000*1 + int(controls.Add(1)))}
-	if err := os.WriteFile(g.image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(g.image, size); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		g.stop()
-		for _, suffix := range []string{"", ".lock"} { // which a killed tgtd leaves
-			_ = os.Remove("/var/run/tgtd/socket." + g.control + suffix)
-		}
-	})
-	g.start()
-	return g
-}
-
-func (g *tgt) start() {
-	g.t.Helper()
-	cmd := program(g.t, "tgtd")
-	cmd.Args = append(cmd.Args, "-f", "-C", g.control, "--iscsi", "portal="+g.portal)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		g.t.Fatal(err)
-	}
-	g.cmd = cmd
-	g.admin(true, "--lld", "iscsi", "--mode", "target", "--op", "new", "--tid", "1", "-T", targetName)
-	g.admin(false, "--lld", "iscsi", "--mode", "logicalunit", "--op", "new", "--tid", "1", "--lun", "1", "-b", g.image)
-	g.admin(false, "--lld", "iscsi", "--mode", "logicalunit", "--op", "update", "--tid", "1", "--lun", "1", "--params", "thin_provisioning=1")
-	if g.users {
-		g.admin(false, "--lld", "iscsi", "--mode", "account", "--op", "new", "--user", "node", "--password", "a secret of a node")
-		g.admin(false, "--lld", "iscsi", "--mode", "account", "--op", "bind", "--tid", "1", "--user", "node")
-		g.admin(false, "--lld", "iscsi", "--mode", "account", "--op", "new", "--user", "array", "--password", "a secret of the array")
-		g.admin(false, "--lld", "iscsi", "--mode", "account", "--op", "bind", "--tid", "1", "--user", "array", "--outgoing")
-	}
-	g.admin(false, "--lld", "iscsi", "--mode", "target", "--op", "bind", "--tid", "1", "-I", "ALL")
-}
-
-// admin runs tgtadm; with wait it tries until the daemon answers.
-func (g *tgt) admin(wait bool, args ...string) {
-	g.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		cmd := program(g.t, "tgtadm")
-		cmd.Args = append(append(cmd.Args, "-C", g.control), args...)
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			return
-		}
-		if !wait || time.Now().After(deadline) {
-			g.t.Fatalf("tgtadm %s: %v\n%s", strings.Join(args, " "), err, out)
-		}
-	}
-}
-
-func (g *tgt) stop() {
-	if g.cmd != nil {
-		_ = g.cmd.Process.Kill()
-		_ = g.cmd.Wait()
-		g.cmd = nil
-	}
-}
-
-func (g *tgt) config() iscsi.Config {
-	return iscsi.Config{Portal: g.portal, Target: targetName, Initiator: "iqn.2026-01.example:node", LUN: 1, Timeout: 4 * time.Second}
-}
+func newTgt(t *testing.T, size int64) *tgt { return &tgt{iscsitest.New(t, size), t} }
 
 func (g *tgt) open(c iscsi.Config) (*iscsi.Session, *scsi.Unit) {
 	g.t.Helper()
@@ -154,7 +52,7 @@ func TestConformance(t *testing.T) {
 		t.Run(fmt.Sprintf("digests=%t", digests), func(t *testing.T) {
 			blocktest.Run(t, blocktest.Subject{New: func(t *testing.T) block.Device {
 				g := newTgt(t, blocktest.Size)
-				c := g.config()
+				c := g.Config()
 				c.Digests = digests
 				_, u := g.open(c)
 				return u
@@ -165,12 +63,12 @@ func TestConformance(t *testing.T) {
 
 func TestIdentity(t *testing.T) {
 	g := newTgt(t, 8<<20)
-	_, u := g.open(g.config())
+	_, u := g.open(g.Config())
 	id := u.Identity()
 	if id.Bytes() != 8<<20 || id.BlockSize != 512 || id.Vendor != "IET" || id.Designator == "" {
 		t.Errorf("%+v", id)
 	}
-	_, again := g.open(g.config())
+	_, again := g.open(g.Config())
 	if again.Identity() != id {
 		t.Errorf("by another session it is %+v, was %+v", again.Identity(), id)
 	}
@@ -178,10 +76,10 @@ func TestIdentity(t *testing.T) {
 
 func TestLogin(t *testing.T) {
 	g := newTgt(t, 1<<20)
-	g.stop()
-	g.users = true
-	g.start()
-	right := g.config()
+	g.Stop()
+	g.Users = true
+	g.Start()
+	right := g.Config()
 	right.User, right.Secret, right.TargetUser, right.TargetSecret = "node", "a secret of a node", "array", "a secret of the array"
 	_, u := g.open(right)
 	if u.Size() != 1<<20 {
@@ -225,7 +123,7 @@ func TestLogin(t *testing.T) {
 // TestTargetDies: the target is killed under load, and comes back: for the callers a pause, and everything they wrote is there.
 func TestTargetDies(t *testing.T) {
 	g := newTgt(t, 16<<20)
-	_, u := g.open(g.config())
+	_, u := g.open(g.Config())
 	var wrote sync.WaitGroup
 	stop := make(chan struct{})
 	const writers = 4
@@ -260,8 +158,8 @@ func TestTargetDies(t *testing.T) {
 	}
 	for range 3 {
 		wait(50)
-		g.stop()
-		g.start()
+		g.Stop()
+		g.Start()
 	}
 	wait(50)
 	close(stop)
@@ -269,7 +167,7 @@ func TestTargetDies(t *testing.T) {
 	if err := u.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(g.image)
+	got, err := os.ReadFile(g.Image)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,14 +181,14 @@ func TestTargetDies(t *testing.T) {
 
 func TestRecoverEnds(t *testing.T) {
 	g := newTgt(t, 1<<20)
-	c := g.config()
+	c := g.Config()
 	c.Recover = 50 * time.Millisecond
 	_, u := g.open(c)
-	g.stop()
+	g.Stop()
 	if _, err := u.ReadAt(make([]byte, 512), 0); fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("%v", err)
 	}
-	g.start()
+	g.Start()
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		_, err := u.ReadAt(make([]byte, 512), 0)
 		if err == nil {
@@ -304,18 +202,14 @@ func TestRecoverEnds(t *testing.T) {
 
 func TestCanceled(t *testing.T) {
 	g := newTgt(t, 1<<20)
-	s, u := g.open(g.config())
-	if err := g.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	s, u := g.open(g.Config())
+	g.Signal(syscall.SIGSTOP)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := s.Do(ctx, scsi.Command{CDB: make([]byte, 6), Repeatable: true}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if err := g.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	g.Signal(syscall.SIGCONT)
 	if _, err := u.ReadAt(make([]byte, 512), 0); err != nil {
 		t.Error(err)
 	}
@@ -323,9 +217,9 @@ func TestCanceled(t *testing.T) {
 
 func TestReservations(t *testing.T) {
 	g := newTgt(t, 4<<20)
-	_, server := g.open(g.config())
-	_, one := g.open(g.config())
-	_, two := g.open(g.config())
+	_, server := g.open(g.Config())
+	_, one := g.open(g.Config())
+	_, two := g.open(g.Config())
 	ctx := t.Context()
 	const keyServer, keyOne, keyTwo = 0x5eefed, 0x1001, 0x1002
 	if err := reserve.Own(ctx, server, keyServer); err != nil {
