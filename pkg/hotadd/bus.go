@@ -2,7 +2,10 @@ package hotadd
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
@@ -36,6 +39,17 @@ func (s Slot) Check() error {
 type Disk struct {
 	ID   string `json:"id"`   // the disk's id, its key on the bus
 	UUID string `json:"uuid"` // ddb.uuid, by which the guest recognizes it
+}
+
+// Serial is the serial number by which a guest recognizes the disk: the uuid's 32 digits in lower case, or where the disk
+// has no such uuid, as many of a digest of its id.
+func (d Disk) Serial() string {
+	s := strings.ToLower(strings.NewReplacer("-", "", " ", "").Replace(d.UUID))
+	if len(s) == 32 && strings.Trim(s, "0123456789abcdef") == "" {
+		return s
+	}
+	sum := sha256.Sum256([]byte(d.ID))
+	return hex.EncodeToString(sum[:16])
 }
 
 // Occupied is a slot with its disk.

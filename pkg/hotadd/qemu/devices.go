@@ -14,17 +14,11 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/hotadd"
 )
 
-// Identity is what the guest reads from the disk: the serial number (VPD page 0x80), which is the uuid's 32 digits where the
-// disk has one, and the world-wide name (page 0x83). QEMU's name has 64 bits and VMware's has 128, so that this one is
-// made of the identifier's digest: NAA 5 (which udev makes a link of), VMware's company id 000c29, 36 bits.
+// Identity is what the guest reads from the disk: the serial number (VPD page 0x80) and the world-wide name (page 0x83).
+// QEMU's name has 64 bits and VMware's has 128, so that this one is made of the serial number's digest: NAA 5 (which udev
+// makes a link of), VMware's company id 000c29, 36 bits.
 func Identity(d hotadd.Disk) (serial string, wwn uint64) {
-	of := d.UUID
-	serial = strings.ToLower(strings.NewReplacer("-", "", " ", "").Replace(of))
-	if len(serial) != 32 || strings.Trim(serial, "0123456789abcdef") != "" {
-		of = d.ID
-		sum := sha256.Sum256([]byte(of))
-		serial = hex.EncodeToString(sum[:16])
-	}
+	serial = d.Serial()
 	sum := sha256.Sum256([]byte(serial))
 	return serial, 0x5_000c29<<36 | binary.BigEndian.Uint64(sum[:])&(1<<36-1)
 }

@@ -15,7 +15,7 @@
 // unmount. A disk that somebody else pulls out (surprise removal) leaves its block node, with the image's lock; Detach and
 // the next Attach remove it.
 //
-// virtio-scsi-pci and pvscsi tell the guest about a disk. lsi53c895a does not: Guest makes the kernel look.
+// virtio-scsi-pci and pvscsi tell the guest about a disk. lsi53c895a does not: hotadd/guest makes the kernel look.
 //
 // # Goroutines and locks
 //
@@ -23,11 +23,10 @@
 // goroutine, which reads; close ends it and waits for it, and so does the operation's context. One slot of a channel
 // gives the operations of this process their turns. The monitor's mutex guards its maps and the writing of commands.
 //
-// # What the tests do not show
+// # Tests
 //
-// They run a real QEMU whose machine is paused before its first instruction: there is no guest. So these are not shown:
-// that a guest's kernel sees the disk come and go, its links under /dev/disk/by-id, mounting and writing, a guest that refuses
-// to give a device up, and the effect of Guest.Rescan and Guest.Forget, which are tested on a made-up sysfs.
+// The package's own tests run a real QEMU whose machine is paused before its first instruction: there is no guest. test/guest
+// runs one, in which the node plugin's service uses the disks.
 //
 // Floor 5: it imports pkg/fault and pkg/hotadd. It is imported by cmd and tests only.
 package qemu

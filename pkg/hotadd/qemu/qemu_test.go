@@ -244,30 +244,3 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 }
-
-func TestGuest(t *testing.T) {
-	g := Guest{Sys: t.TempDir()}
-	if err := g.Rescan(); !errors.Is(err, fault.NotFound) {
-		t.Errorf("without hosts: %v", err)
-	}
-	files := map[string]string{"class/scsi_host/host0/scan": "- - -", "class/scsi_host/host2/scan": "- - -", "block/sdb/device/delete": "1"}
-	for name := range files {
-		if err := os.MkdirAll(filepath.Dir(g.sys(name)), 0o750); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(g.sys(name), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := errors.Join(g.Rescan(), g.Forget("sdb"), g.Forget("sdc")); err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range files {
-		if got, err := os.ReadFile(g.sys(name)); err != nil || string(got) != want {
-			t.Errorf("%s: %q %v", name, got, err)
-		}
-	}
-	if err := g.Forget("../x"); !errors.Is(err, fault.Invalid) {
-		t.Errorf("a path: %v", err)
-	}
-}
