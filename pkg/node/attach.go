@@ -19,7 +19,8 @@ import (
 //	d. close the session's mount
 //
 // Only both together, hostd's attachment and the kernel's device, are an attached disk. One without the other is what a
-// death between b and c, or the loss of both holders of the descriptors, left: it is taken apart and attached anew.
+// death between b and c, or the loss of both holders of the descriptors, left: it is taken apart and attached anew. So is
+// a mount of a disk that is neither.
 func (s *Service) ensureAttached(ctx context.Context, rec *record) (dev Device, epoch int64, err error) {
 	id := rec.Volume.ID
 	att, attached, err := s.attached(ctx, id)
@@ -38,7 +39,11 @@ func (s *Service) ensureAttached(ctx context.Context, rec *record) (dev Device, 
 	case attached && found:
 	default:
 		dev.Close()
-		if attached || found {
+		left, err := s.mountLeft(rec)
+		if err != nil {
+			return Device{}, 0, err
+		}
+		if attached || found || left {
 			if err := s.takeApart(ctx, rec); err != nil {
 				return Device{}, 0, fault.Wrap(err, "disk %s lost its server or its device", id)
 			}
@@ -56,6 +61,15 @@ func (s *Service) ensureAttached(ctx context.Context, rec *record) (dev Device, 
 		return Device{}, 0, err
 	}
 	return dev, att.Epoch, nil
+}
+
+// mountLeft: the volume was staged, and what it was mounted from is gone: the hypervisor removed the disk.
+func (s *Service) mountLeft(rec *record) (bool, error) {
+	if !rec.Staged || rec.Volume.Mode != stage.Mount {
+		return false, nil
+	}
+	_, mounted, err := s.Mounts.At(rec.Volume.StagingPath)
+	return mounted, err
 }
 
 func (s *Service) attach(ctx context.Context, rec *record) (host.Attachment, Device, error) {

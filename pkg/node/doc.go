@@ -10,11 +10,14 @@
 //	          step whose undoing needs it and removed after the last thing is undone.
 //	Freezer   stops a staged file system for a snapshot, by a helper process that lets it go on at the deadline whatever
 //	          becomes of this process. Its record is written before; a start lets go on what a record names.
+//	SCSIDevices  the Devices of a virtual machine whose hypervisor adds and removes the disks: they are waited for and recognized
+//	          by their serial numbers. The other Devices, loop devices over FUSE, is wired by the program.
 //	Holder    keeps the descriptors of attached disks (host.Held), so that hostd's successor can take them over, and
 //	          gives them to it as soon as it answers. It also notices what hostd tells of them: troubles, another transport.
 //
 // Invariants: a disk that holds anything is never formatted. What a failed Stage leaves is what it found. The journal has a
 // record for every disk that this package attached. A disk is detached only after the kernel has let its device go.
+// A disk that was taken away while it was mounted is unstaged like any other, and the next Stage attaches it anew.
 //
 // Copies: the file system of a disk made from a snapshot or another disk is mounted beside its source (xfs nouuid; a btrfs gets
 // an fsid of its own first), and grows to its disk when it is mounted. A read-only attachment has a device that takes writes

@@ -44,7 +44,7 @@ const sector = 512
 // repeated, and it grows a partition that is mounted. Kinds: Precondition (partition 1 starts elsewhere).
 func Ensure(path string, start, length int64) (string, error) {
 	disk := filepath.Base(path)
-	name := disk + "p1"
+	name := disk + suffix(disk)
 	dir := filepath.Join("/sys/block", disk, name)
 	had, err := attribute(dir, "start")
 	switch {
@@ -65,6 +65,14 @@ func Ensure(path string, start, length int64) (string, error) {
 	}
 	node := filepath.Join(filepath.Dir(path), name)
 	return node, fault.Wrap(ensureNode(dir, node), "make %s", node)
+}
+
+// suffix of partition 1: loop0p1, and sda1 (block/partitions/core.c, add_partition).
+func suffix(disk string) string {
+	if disk != "" && '0' <= disk[len(disk)-1] && disk[len(disk)-1] <= '9' {
+		return "p1"
+	}
+	return "1"
 }
 
 func tell(path string, op int32, start, length int64) error {
