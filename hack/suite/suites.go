@@ -40,8 +40,10 @@ func suites() []suite {
 			// The simulator makes garbage: to collect it less often saves a third of the time.
 			env:    []string{"CGO_ENABLED=0", "VMDK_CSI_CHAIN=full", "GOGC=400"},
 			goTest: []string{"-timeout=30m", noVet, "./internal/crash", "./internal/sys", "./pkg/vmdk", "./pkg/vmdk/chain", "./pkg/volume"}},
-		{name: "sanity", stage: 2, about: "csi-sanity against the local and the Kubernetes adapter",
+		{name: "sanity", stage: 2, lane: "sanity", about: "csi-sanity against the local and the Kubernetes adapter",
 			env: []string{"CGO_ENABLED=0"}, goTest: []string{"-timeout=15m", noVet, "./test/sanity/..."}},
+		{name: "guest", stage: 2, lane: "sanity", about: "a QEMU machine with Debian's kernel: VMDKs are added, staged, written, pulled out and removed while it runs",
+			env: []string{"CGO_ENABLED=0"}, goTest: []string{"-timeout=15m", noVet, "./test/guest/..."}},
 		{name: "takeover", stage: 3, about: "kill -9 of worker, hostd and node plugin under verified load",
 			goTest: []string{"-timeout=20m", noVet, "./test/takeover/..."}, env: []string{"VMDK_CSI_TAKEOVER=full"}},
 		{name: "e2e", stage: 3, lane: "cluster", cluster: true,
