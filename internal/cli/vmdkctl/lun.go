@@ -12,6 +12,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/cli"
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunpath"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 )
 
@@ -19,37 +20,45 @@ func (a *app) lunCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "lun",
 		Short: "Make, inspect and check a LUN that is a datastore, and copy disks out of it",
-		Long: `A LUN is a block device of a storage array, or a file that stands for one. "lun format" makes a store on it: it keeps the files
+		Long: `A LUN is a block device of a storage array, or a file that stands for one, or the iscsi://[USER@]HOST[:PORT]/TARGET/LUN of a logical
+unit, which needs no iSCSI of the kernel. "lun format" makes a store on it: it keeps the files
 of a datastore without a file system of the kernel, so that nodes can be told where on the LUN a disk is. docs/lun.md tells more.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.lunFormatCommand(), a.lunInfoCommand(), a.lunCheckCommand(), a.lunListCommand(), a.lunExportCommand())
+	var l lunFlags
+	l.add(c.PersistentFlags())
+	c.AddCommand(a.lunFormatCommand(&l), a.lunInfoCommand(&l), a.lunCheckCommand(&l), a.lunListCommand(&l), a.lunExportCommand(&l))
 	return c
 }
 
-func (a *app) lunFormatCommand() *cobra.Command {
+func (a *app) lunFormatCommand(l *lunFlags) *cobra.Command {
 	var extent, area string
 	var o store.FormatOptions
 	c := &cobra.Command{
 		Use:   "format LUN",
 		Short: "Make an empty store on a LUN",
 		Long: `Make an empty store on a LUN. Refuses a LUN that is mounted or in use on this machine, and one whose first MiB or last 4 KiB
-are not zeros, unless --force says that nothing on it is needed. The data on it is not overwritten.`,
-		Example: "  vmdkctl lun format /dev/disk/by-id/wwn-0x600140512345",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) (err error) {
+are not zeros, unless --force says that nothing on it is needed, and never one that a host owns now. The data on it is not
+overwritten.`,
+		Example: "  vmdkctl lun format /dev/disk/by-id/wwn-0x600140512345\n" +
+			"  vmdkctl lun format iscsi://array.example/iqn.2026-01.example:disks/1",
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) (err error) {
 			if o.ExtentSize, err = cli.ParseSize(extent); err != nil {
 				return err
 			}
 			if o.AreaSize, err = cli.ParseSize(area); err != nil {
 				return err
 			}
-			lun, err := fsx.OpenDevice(args[0], fsx.ReadWrite|fsx.Exclusive|fsx.Direct)
+			lun, _, err := l.open(c.Context(), args[0], lunpath.Options{ReadWrite: true, Exclusive: true, Blank: true})
 			if err != nil {
 				return err
 			}
 			defer lun.Close()
+			if err := mustBeOwnerless(c.Context(), lun); err != nil {
+				return err
+			}
 			info, err := store.Format(lun, o)
 			if err != nil {
 				return err
@@ -63,20 +72,12 @@ are not zeros, unless --force says that nothing on it is needed. The data on it 
 	return c
 }
 
-// openLUN opens a store to look at it.
-func openLUN(name string) (lun fsx.File, s *store.Store, err error) {
-	if lun, err = fsx.OpenDevice(name, fsx.ReadOnly|fsx.Direct); err != nil {
-		return nil, nil, err
-	}
-	if s, err = store.Open(lun, store.Options{ReadOnly: true}); err != nil {
-		lun.Close()
-		return nil, nil, fault.Wrap(err, "%s", name)
-	}
-	return lun, s, nil
+func writeStore(w io.Writer, name string, i store.Info) error {
+	f := storeFields(name, i)
+	return f.Write(w)
 }
 
-func writeStore(w io.Writer, name string, i store.Info) error {
-	var f cli.Fields
+func storeFields(name string, i store.Info) (f cli.Fields) {
 	f.Add("LUN", name)
 	f.Add("UUID", i.UUID)
 	f.Add("Size", cli.FormatSize(i.Size))
@@ -89,28 +90,28 @@ func writeStore(w io.Writer, name string, i store.Info) error {
 	f.Add("Grants", strconv.Itoa(i.Grants))
 	f.Add("Extents", cli.FormatSize(i.ExtentSize))
 	f.Add("Catalogue", fmt.Sprintf("%s of %s, generation %d", cli.FormatSize(i.Catalogue), cli.FormatSize(i.AreaSize), i.Generation))
-	return f.Write(w)
+	return f
 }
 
-func (a *app) lunInfoCommand() *cobra.Command {
+func (a *app) lunInfoCommand(l *lunFlags) *cobra.Command {
 	return &cobra.Command{
-		Use:     "info LUN",
-		Short:   "Show the store on a LUN",
-		Long:    "Show the store on a LUN. Takes no lock, so that one in use can be looked at.",
+		Use:   "info LUN",
+		Short: "Show the store on a LUN",
+		Long: `Show the store on a LUN, and which host owns it. Takes no lock, so that one in use can be looked at. An owner writes to the
+LUN once a second; it is watched for up to three.`,
 		Example: "  vmdkctl lun info /dev/sdb",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			lun, s, err := openLUN(args[0])
+		RunE: func(c *cobra.Command, args []string) error {
+			i, err := l.info(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			defer lun.Close()
-			return a.format.Write(a.out, s.Info(), func(w io.Writer) error { return writeStore(w, args[0], s.Info()) })
+			return a.format.Write(a.out, i, func(w io.Writer) error { return i.write(w) })
 		},
 	}
 }
 
-func (a *app) lunCheckCommand() *cobra.Command {
+func (a *app) lunCheckCommand(l *lunFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check LUN",
 		Short: "Check the store on a LUN",
@@ -120,8 +121,8 @@ are checked by "vmdkctl check" after "vmdkctl lun export".
 Exit codes: 0 whole, 3 damaged, 1 the check could not be done. Notes do not count.`,
 		Example: "  vmdkctl lun check /dev/sdb",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			lun, err := fsx.OpenDevice(args[0], fsx.ReadOnly|fsx.Direct)
+		RunE: func(c *cobra.Command, args []string) error {
+			lun, _, err := l.open(c.Context(), args[0], lunpath.Options{Blank: true})
 			if err != nil {
 				return err
 			}
@@ -167,7 +168,7 @@ type lunFile struct {
 	Links     uint64 `json:"links"`
 }
 
-func (a *app) lunListCommand() *cobra.Command {
+func (a *app) lunListCommand(l *lunFlags) *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:     "ls LUN [DIRECTORY]",
@@ -175,8 +176,8 @@ func (a *app) lunListCommand() *cobra.Command {
 		Long:    "List the files in a directory of the store on a LUN. Takes no lock.",
 		Example: "  vmdkctl lun ls /dev/sdb volumes\n  vmdkctl lun ls --recursive /dev/sdb",
 		Args:    cobra.RangeArgs(1, 2),
-		RunE: func(_ *cobra.Command, args []string) error {
-			lun, s, err := openLUN(args[0])
+		RunE: func(c *cobra.Command, args []string) error {
+			lun, s, err := l.openStore(c.Context(), args[0])
 			if err != nil {
 				return err
 			}

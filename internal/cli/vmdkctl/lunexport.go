@@ -26,7 +26,7 @@ type lunExported struct {
 	Bytes int64  `json:"bytes"` // of the files, holes included
 }
 
-func (a *app) lunExportCommand() *cobra.Command {
+func (a *app) lunExportCommand(l *lunFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "export LUN DISK DIRECTORY",
 		Short: "Copy a disk's files out of the store on a LUN",
@@ -38,7 +38,7 @@ the command fails: it can then be run again, or on the machine that owns the LUN
 		Example: "  vmdkctl lun export /dev/sdb pvc-4711 ./rescued\n  qemu-img info ./rescued/disk.vmdk",
 		Args:    cobra.ExactArgs(3),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.lunExport(c.Context(), args[0], args[1], args[2])
+			r, err := a.lunExport(c.Context(), l, args[0], args[1], args[2])
 			if err != nil {
 				return err
 			}
@@ -51,8 +51,8 @@ the command fails: it can then be run again, or on the machine that owns the LUN
 }
 
 // lunExport makes the directory and removes it, with what it put there, if anything fails.
-func (a *app) lunExport(ctx context.Context, name, disk, to string) (r lunExported, err error) {
-	lun, s, err := openLUN(name)
+func (a *app) lunExport(ctx context.Context, l *lunFlags, name, disk, to string) (r lunExported, err error) {
+	lun, s, err := l.openStore(ctx, name)
 	if err != nil {
 		return r, err
 	}

@@ -1,6 +1,7 @@
 package lunlease
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"hash/crc32"
@@ -139,5 +140,32 @@ func Peek(lun fsx.File) (Owner, error) {
 		return Owner{}, fault.New(fault.Damaged, "Whoever owns the LUN next writes it anew.", "the LUN's lease block makes no sense")
 	default:
 		return r.owner(), nil
+	}
+}
+
+// Watch is Peek, and looks on until the owner is seen to live, which takes one of its Periods; alive is false if it is not in howLong,
+// or if it released the LUN.
+func Watch(ctx context.Context, lun fsx.File, howLong time.Duration) (o Owner, alive bool, err error) {
+	if o, err = Peek(lun); err != nil || o.Released {
+		return o, false, err
+	}
+	timer := time.NewTimer(howLong)
+	defer timer.Stop()
+	tick := time.NewTicker(max(min(howLong/10, time.Second/4), time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return o, false, fault.Wrap(context.Cause(ctx), "watch the LUN's owner")
+		case <-timer.C:
+			return o, false, nil
+		case <-tick.C:
+		}
+		switch now, err := Peek(lun); {
+		case err != nil:
+			return o, false, err
+		case now != o:
+			return now, !now.Released, nil
+		}
 	}
 }
