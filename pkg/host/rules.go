@@ -3,11 +3,20 @@ package host
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 )
 
 // The rules that every adapter applies alike.
+
+// CheckDatastoreName says whether a datastore can have the name. Kind: Invalid.
+func CheckDatastoreName(name string) error {
+	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
+		return fault.New(fault.Invalid, "Use 1 to 63 of a-z, 0-9, - and .", "%q cannot be the name of a datastore", name)
+	}
+	return nil
+}
 
 // Normalize fills in defaults (thin, monolithicFlat) and refuses what can never be made. Kinds: Invalid, OutOfRange.
 func (s DiskSpec) Normalize() (DiskSpec, error) {

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunpath"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
 )
 
@@ -67,13 +69,15 @@ func serveCommand(lo *logOptions) *cobra.Command {
 		Use:   "serve",
 		Short: "Serve the datastores of this node",
 		Example: `  vmdk-hostd serve --node-name "$(hostname)" --datastore local=/srv/vmdk
-  vmdk-hostd serve --node-name a --datastore fast=/mnt/nvme --datastore nfs=/mnt/nfs,scope=shared`,
+  vmdk-hostd serve --node-name a --datastore fast=/mnt/nvme --datastore nfs=/mnt/nfs,scope=shared
+  vmdk-hostd serve --node-name a --datastore san=lun:/dev/disk/by-id/wwn-0x6001405 --advertise a.example --peers b.example:9810 \
+    --tls-ca-cert ca.crt --tls-ca-key ca.key`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if o.Log, err = lo.logger(c.ErrOrStderr()); err != nil {
 				return err
 			}
-			if o.Datastores, err = parseDatastores(stores); err != nil {
+			if o.Datastores, o.LUNs, err = parseDatastores(stores); err != nil {
 				return err
 			}
 			if o.ConsolidateRate, err = cli.ParseSize(rate); err != nil {
@@ -88,7 +92,15 @@ func serveCommand(lo *logOptions) *cobra.Command {
 	f.StringVar(&o.Socket, "socket", DefaultSocket, "unix socket to serve")
 	f.StringVar(&o.RunDir, "run-dir", "/run/vmdk-csi", "directory for what ends with the machine's run: the slots of attached disks")
 	f.StringVar(&o.StateDir, "state-dir", "", "directory for what survives it: claims and the identities of datastores (default: --run-dir)")
-	f.StringArrayVar(&stores, "datastore", nil, "NAME=PATH[,scope=node|shared][,locks=off]: a directory that exists; node, the default, belongs to this node alone; locks=off takes no byte locks on its files; may be repeated")
+	f.StringArrayVar(&stores, "datastore", nil, "NAME=PATH[,scope=node|shared][,locks=off]: a directory that exists; node, the default, belongs to this node alone; locks=off takes no byte locks on its files. "+
+		"NAME=lun:WHERE[,fencing=reservations|lease-only]: a LUN that vmdkctl lun has formatted, by the path of a device or file or an iscsi:// URL; lease-only lets nodes write it directly also where none can be cut off. May be repeated")
+	n := &o.Network
+	f.StringVar(&n.Control, "listen-control", ":9810", "address for other hosts of the same LUNs")
+	f.StringVar(&n.NBD, "listen-nbd", ":9809", "address for their data")
+	f.StringVar(&n.Advertise, "advertise", "", "host or address at which other hosts reach this one (default: 127.0.0.1)")
+	f.StringSliceVar(&n.Peers, "peers", nil, "where the other hosts of the LUNs answer: HOST:PORT,... or dns:NAME:PORT for all addresses of a name")
+	f.StringVar(&n.CACert, "tls-ca-cert", "", "certificate (PEM) of the authority by which hosts of the same LUNs know each other")
+	f.StringVar(&n.CAKey, "tls-ca-key", "", "its key (PEM); hostd issues itself a certificate for its node")
 	f.StringVar(&rate, "consolidate-rate", "200MiB", "how much a merge of links copies per second at most")
 	f.StringVar(&o.TakeOverFrom, "take-over-from", "", "socket of a hostd to take all disks from (default: one that answers at --socket)")
 	f.StringVar(&o.Health, "health-addr", "", "address for /healthz, /readyz and /metrics; empty: none")
@@ -96,10 +108,17 @@ func serveCommand(lo *logOptions) *cobra.Command {
 	return c
 }
 
-func parseDatastores(args []string) ([]local.DatastoreConfig, error) {
-	var list []local.DatastoreConfig
+func parseDatastores(args []string) (list []local.DatastoreConfig, luns []LUN, err error) {
 	for _, a := range args {
 		name, rest, ok := strings.Cut(a, "=")
+		if where, isLUN := strings.CutPrefix(rest, "lun:"); isLUN {
+			l, err := parseLUN(name, where)
+			if err != nil {
+				return nil, nil, err
+			}
+			luns = append(luns, l)
+			continue
+		}
 		path, opts, more := strings.Cut(rest, ",")
 		d := local.DatastoreConfig{Name: name, Path: path, Scope: host.ScopeNode}
 		for more && ok {
@@ -116,14 +135,52 @@ func parseDatastores(args []string) ([]local.DatastoreConfig, error) {
 			}
 		}
 		if !ok || path == "" {
-			return nil, fault.New(fault.Invalid, "Write NAME=PATH, with ,scope=shared or ,locks=off behind it if you need them.", "--datastore=%s", a)
+			return nil, nil, fault.New(fault.Invalid, "Write NAME=PATH, with ,scope=shared or ,locks=off behind it if you need them.", "--datastore=%s", a)
 		}
 		list = append(list, d)
 	}
-	if len(list) == 0 {
-		return nil, fault.New(fault.Invalid, "Give --datastore NAME=PATH at least once.", "there is no datastore to serve")
+	if len(list)+len(luns) == 0 {
+		return nil, nil, fault.New(fault.Invalid, "Give --datastore NAME=PATH at least once.", "there is no datastore to serve")
 	}
-	return list, nil
+	return list, luns, distinct(list, luns)
+}
+
+// parseLUN reads what is behind lun:.
+func parseLUN(name, rest string) (LUN, error) {
+	where, opts, more := strings.Cut(rest, ",")
+	l := LUN{Name: name, Where: where}
+	for more {
+		var opt string
+		opt, opts, more = strings.Cut(opts, ",")
+		switch opt {
+		case "fencing=reservations":
+			l.LeaseOnly = false
+		case "fencing=lease-only":
+			l.LeaseOnly = true
+		default:
+			return l, fault.New(fault.Invalid, "Write NAME=lun:WHERE, with ,fencing=reservations or ,fencing=lease-only behind it if you need it.",
+				"--datastore=%s=lun:%s", name, rest)
+		}
+	}
+	if where == "" || !lunpath.IsURL(where) && (!filepath.IsAbs(where) || filepath.Clean(where) != where) {
+		return l, fault.New(fault.Invalid, "Give the plain absolute path of a device or file, or an iscsi:// URL.", "datastore %s: %q names no LUN", name, where)
+	}
+	return l, host.CheckDatastoreName(name)
+}
+
+// distinct refuses a name that two datastores have; those of directories alone are host/local's to check.
+func distinct(list []local.DatastoreConfig, luns []LUN) error {
+	seen := map[string]bool{}
+	for _, d := range list {
+		seen[d.Name] = true
+	}
+	for _, l := range luns {
+		if seen[l.Name] {
+			return fault.New(fault.Invalid, "Give every datastore a name of its own.", "datastore %s is given twice", l.Name)
+		}
+		seen[l.Name] = true
+	}
+	return nil
 }
 
 func diskCommand(lo *logOptions) *cobra.Command {

@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
-	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
 )
 
 const probeTime = 5 * time.Second
@@ -26,9 +25,9 @@ const probeTime = 5 * time.Second
 //	          missing does not matter: the others are served, and an upgrade must not wait for it. /readyz?verbose
 //	          names those that are not ready.
 //	/metrics  Prometheus
-func serveHealth(ctx context.Context, addr string, h *local.Host, m *metrics, ready *atomic.Bool) error {
+func serveHealth(ctx context.Context, addr string, b *built, m *metrics, ready *atomic.Bool) error {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.pause, scraped{h})
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.pause, scraped{b})
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -42,7 +41,7 @@ func serveHealth(ctx context.Context, addr string, h *local.Host, m *metrics, re
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), 2*probeTime)
 		defer cancel()
-		list, err := h.Datastores(ctx)
+		list, err := b.host.Datastores(ctx)
 		if err != nil {
 			fmt.Fprintf(w, "datastores: %v\n", err)
 		}

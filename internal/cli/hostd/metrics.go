@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
 )
 
 // metrics is what is observed as it happens.
@@ -33,6 +31,12 @@ var (
 	descTotal    = desc("datastore_size_bytes", "Size of the datastore.", "datastore")
 	descFree     = desc("datastore_free_bytes", "Free space of the datastore.", "datastore")
 
+	descTransport = desc("disk_transport", "1 for the transport that reaches an attached disk now.", "disk", "transport")
+	descSkipped   = desc("disk_transport_skipped", "1 for a transport that was asked for before it and does not serve.", "disk", "transport", "kind")
+	descFalls     = desc("transport_falls_total", "Changes of attached disks from their LUN to the network.")
+	descOwner     = desc("lun_owner", "1 if this host is the metadata server of the datastore's LUN.", "datastore")
+	descMaps      = desc("block_maps", "Block maps that nodes have of the LUN that this host serves.", "datastore")
+
 	descSnapshots = desc("snapshots_total", "Snapshots that were made.")
 	descDeleted   = desc("snapshots_deleted_total", "Snapshots that were deleted.")
 	descMerges    = desc("consolidations_total", "Pairs of links that were merged into one.")
@@ -41,12 +45,13 @@ var (
 )
 
 // scraped asks the host at each scrape.
-type scraped struct{ h *local.Host }
+type scraped struct{ b *built }
 
 // Describe implements prometheus.Collector.
 func (m scraped) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descAttached, descRestarts, descReady, descTotal, descFree, descSnapshots, descDeleted, descMerges, descCopied, descFreed,
+		descTransport, descSkipped, descFalls, descOwner, descMaps,
 	} {
 		ch <- d
 	}
@@ -56,7 +61,7 @@ func (m scraped) Describe(ch chan<- *prometheus.Desc) {
 func (m scraped) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), probeTime)
 	defer cancel()
-	c := m.h.Counters()
+	c := m.b.luns.counters(m.b.base.Counters())
 	for d, n := range map[*prometheus.Desc]int64{
 		descSnapshots: c.Snapshots, descDeleted: c.SnapshotsDeleted, descMerges: c.Merges, descCopied: c.Copied, descFreed: c.Freed,
 	} {
@@ -65,13 +70,18 @@ func (m scraped) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	if atts, err := m.h.Attachments(ctx); err == nil {
+	if atts, err := m.b.host.Attachments(ctx); err == nil {
 		gauge(descAttached, float64(len(atts)))
 		for _, a := range atts {
 			gauge(descRestarts, float64(a.Restarts), a.ID)
+			gauge(descTransport, 1, a.ID, a.Transport)
+			for _, skip := range a.Skipped {
+				gauge(descSkipped, 1, a.ID, skip.Transport, string(skip.Kind))
+			}
 		}
 	}
-	list, err := m.h.Datastores(ctx)
+	m.collectLUNs(ch, gauge)
+	list, err := m.b.host.Datastores(ctx)
 	if err != nil {
 		return
 	}
@@ -85,5 +95,22 @@ func (m scraped) Collect(ch chan<- prometheus.Metric) {
 			}
 			gauge(descReady, ready, d.Name)
 		}
+	}
+}
+
+// collectLUNs tells which LUNs are served here.
+func (m scraped) collectLUNs(ch chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string)) {
+	if m.b.luns == nil {
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(descFalls, prometheus.CounterValue, float64(m.b.remote.falls.Load()))
+	for name, o := range m.b.luns.owners {
+		s, err := o.Server()
+		if err != nil {
+			gauge(descOwner, 0, name)
+			continue
+		}
+		gauge(descOwner, 1, name)
+		gauge(descMaps, float64(len(s.Maps().Outstanding())), name)
 	}
 }

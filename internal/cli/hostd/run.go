@@ -19,6 +19,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/lun"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/wire"
 	"github.com/vmdk-csi/vmdk-csi/pkg/hotadd"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
@@ -32,6 +33,8 @@ type Options struct {
 	Socket           string
 	RunDir, StateDir string
 	Datastores       []local.DatastoreConfig
+	LUNs             []LUN
+	Network          Network // of hosts that share LUNs
 	TakeOverFrom     string
 	Health           string
 	UIDs             []int
@@ -49,24 +52,22 @@ const takeOverTime = 5 * time.Minute
 // Run serves until ctx ends.
 func Run(ctx context.Context, o Options) error {
 	m := newMetrics()
-	h, sup, err := build(&o, m)
+	b, err := build(&o, m)
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	defer func() {
-		if err := sup.Close(); err != nil {
-			o.Log.Error("end the workers", "error", err)
-		}
-	}()
+	defer b.close(o.Log)
 	var ready atomic.Bool
 	g, ctx := errgroup.WithContext(ctx)
 	if o.Health != "" {
-		g.Go(func() error { return serveHealth(ctx, o.Health, h, m, &ready) })
+		g.Go(func() error { return serveHealth(ctx, o.Health, b, m, &ready) })
 	}
-	g.Go(func() error { watchDatastores(ctx, h); return nil })
+	g.Go(func() error { watchDatastores(ctx, b.host); return nil })
+	if b.luns != nil {
+		g.Go(func() error { return b.luns.run(ctx, b.remote) })
+	}
 	g.Go(func() error {
-		if err := takeOver(ctx, o, h); err != nil {
+		if err := takeOver(ctx, o, b.host); err != nil {
 			return err
 		}
 		l, err := listen(o.Socket)
@@ -74,45 +75,88 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 		ready.Store(true)
-		g.Go(func() error { h.Consolidate(ctx); return nil })
+		g.Go(func() error { b.base.Consolidate(ctx); return nil })
 		o.Log.Info("serving", "node", o.Node, "socket", o.Socket)
-		return wire.Serve(ctx, l, h, wire.Options{UIDs: o.UIDs, Log: o.Log})
+		return wire.Serve(ctx, l, b.host, wire.Options{UIDs: o.UIDs, Log: o.Log})
 	})
 	return g.Wait()
 }
 
+// adopting is a host that takes disks over from a predecessor.
+type adopting interface {
+	host.Host
+	Adopt(ctx context.Context, held host.Held) error
+}
+
+// built is what a hostd is made of.
+type built struct {
+	host   adopting    // what is served: base, or one that has LUNs beside it
+	base   *local.Host // of the directories
+	sup    *worker.Supervisor
+	luns   *luns          // nil without LUNs
+	remote *remoteWorkers // as luns
+}
+
+func (b *built) close(log *slog.Logger) {
+	if err := b.sup.Close(); err != nil {
+		log.Error("end the workers", "error", err)
+	}
+	if h, ok := b.host.(*lun.Host); ok {
+		h.Close()
+	}
+	b.base.Close()
+}
+
 // build makes the host and the supervisor of its workers.
-func build(o *Options, m *metrics) (*local.Host, *worker.Supervisor, error) {
+func build(o *Options, m *metrics) (*built, error) {
 	if o.Node == "" {
-		return nil, nil, fault.New(fault.Invalid, "Set --node-name.", "the node has no name")
+		return nil, fault.New(fault.Invalid, "Set --node-name.", "the node has no name")
 	}
 	if o.StateDir == "" {
 		o.StateDir = o.RunDir
 	}
 	for _, dir := range []string{o.RunDir, o.StateDir, filepath.Dir(o.Socket)} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return nil, nil, fault.Wrap(err, "make hostd's directory")
+			return nil, fault.Wrap(err, "make hostd's directory")
 		}
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, nil, fault.Wrap(err, "read the boot id")
+		return nil, fault.Wrap(err, "read the boot id")
 	}
 	bus, err := hotadd.OpenEmulated(filepath.Join(o.RunDir, "bus.json"))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	sup := worker.NewSupervisor(worker.Options{Command: o.WorkerCommand, Log: o.Log, Paused: m.paused})
-	h, err := local.New(local.Config{
+	b := &built{}
+	if len(o.LUNs) > 0 {
+		if b.luns, err = newLUNs(o); err != nil {
+			return nil, err
+		}
+	}
+	b.sup = worker.NewSupervisor(worker.Options{Command: o.WorkerCommand, Log: o.Log, Paused: m.paused})
+	b.base, err = local.New(local.Config{
 		Host:     lease.Identity{Host: o.Node, BootID: string(bytes.TrimSpace(boot))},
 		StateDir: o.StateDir, Datastores: o.Datastores,
 		Transports: transport.New(transport.OfDirectory(bus)...),
-		Workers:    workers{sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
+		Workers:    workers{b.sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, sup.Close())
+		return nil, errors.Join(err, b.sup.Close())
 	}
-	return h, sup, nil
+	b.host = b.base
+	if b.luns == nil {
+		return b, nil
+	}
+	b.remote = &remoteWorkers{s: b.sup, l: b.luns}
+	h, err := lun.New(lun.Config{Node: o.Node, StateDir: o.StateDir, Base: b.base, Datastores: b.luns.datastores(), Workers: b.remote, Bus: bus,
+		DeviceGone: local.FuseGone, Log: o.Log})
+	if err != nil {
+		b.base.Close()
+		return nil, errors.Join(err, b.sup.Close())
+	}
+	b.host = h
+	return b, nil
 }
 
 // watchDatastores tries datastores that are not ready again, and notices those that go away.
@@ -132,7 +176,7 @@ func watchDatastores(ctx context.Context, h host.Datastores) {
 // takeOver takes every disk from the hostd that serves now, if there is one: each is served here before the next one is
 // asked for. If it breaks off, hostd ends and is started again: the predecessor serves on what it still has, and the
 // node service brings it back what was taken.
-func takeOver(ctx context.Context, o Options, h *local.Host) error {
+func takeOver(ctx context.Context, o Options, h adopting) error {
 	from := o.TakeOverFrom
 	if from == "" {
 		from = o.Socket

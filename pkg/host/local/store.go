@@ -3,7 +3,6 @@ package local
 import (
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -35,9 +34,10 @@ type store struct {
 }
 
 func (d DatastoreConfig) check() error {
+	if err := host.CheckDatastoreName(d.Name); err != nil {
+		return err
+	}
 	switch {
-	case d.Name == "" || len(d.Name) > 63 || strings.Trim(d.Name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "":
-		return fault.New(fault.Invalid, "Use 1 to 63 of a-z, 0-9, - and .", "%q cannot be the name of a datastore", d.Name)
 	case d.Root == nil && (!filepath.IsAbs(d.Path) || filepath.Clean(d.Path) != d.Path):
 		return fault.New(fault.Invalid, "Give an absolute path without '..', '.' or a trailing slash.",
 			"datastore %s: %q is not the plain path of a directory", d.Name, d.Path)

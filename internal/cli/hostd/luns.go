@@ -1,0 +1,219 @@
+package hostd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
+	"github.com/vmdk-csi/vmdk-csi/pkg/host/lun"
+	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunlease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunpath"
+)
+
+// LUN is a datastore on a LUN.
+type LUN struct {
+	Name, Where string
+	LeaseOnly   bool // read-write maps also where no node can be cut off
+}
+
+// Network is how hosts that share LUNs reach each other.
+type Network struct {
+	Control, NBD  string // addresses to listen at
+	Advertise     string // host at which others reach this one
+	Peers         []string
+	CACert, CAKey string // PEM files
+}
+
+// luns is what this hostd has of its LUNs.
+type luns struct {
+	o     *Options
+	log   *slog.Logger
+	auth  *authority
+	peers peers
+	// client and owner of each datastore.
+	clients map[string]*remote.Client
+	owners  map[string]*lun.Owner
+
+	mu     sync.Mutex
+	inners []*local.Host // all there were: they have counted
+}
+
+func newLUNs(o *Options) (*luns, error) {
+	l := &luns{o: o, log: o.Log, clients: map[string]*remote.Client{}, owners: map[string]*lun.Owner{}}
+	n := &o.Network
+	_, port, err := net.SplitHostPort(n.Control)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "Write [HOST]:PORT.", "--listen-control=%s: %w", n.Control, err)
+	}
+	if _, _, err := net.SplitHostPort(n.NBD); err != nil {
+		return nil, fault.New(fault.Invalid, "Write [HOST]:PORT.", "--listen-nbd=%s: %w", n.NBD, err)
+	}
+	if n.Advertise == "" {
+		n.Advertise = "127.0.0.1"
+	}
+	own := net.JoinHostPort(n.Advertise, port)
+	if l.peers, err = parsePeers(n.Peers, own); err != nil {
+		return nil, err
+	}
+	if l.auth, err = loadAuthority(n.CACert, n.CAKey, o.Node); err != nil {
+		return nil, err
+	}
+	for _, d := range o.LUNs {
+		l.clients[d.Name] = remote.NewClient(remote.ClientConfig{
+			Datastore: d.Name, Node: o.Node, Peers: l.peers.list, TLS: l.auth.config(), Log: o.Log})
+		l.owners[d.Name] = lun.NewOwner(lun.OwnerConfig{
+			Server: lun.ServerConfig{Datastore: d.Name, Inner: l.inner, LeaseOnly: d.LeaseOnly},
+			Open:   func(ctx context.Context) (fsx.File, []string, error) { return openLUN(ctx, d.Where) },
+			Acquire: func(ctx context.Context, f fsx.File) (lun.Lease, error) {
+				return lunlease.Acquire(ctx, f, lunlease.Me{Host: o.Node, Address: own}, lunlease.Options{Log: o.Log})
+			},
+			Log: o.Log,
+		})
+	}
+	return l, nil
+}
+
+// openLUN opens a LUN for its owner.
+func openLUN(ctx context.Context, where string) (fsx.File, []string, error) {
+	f, id, err := lunpath.Open(ctx, where, lunpath.Options{ReadWrite: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	if id.Designator == "" {
+		return f, nil, nil
+	}
+	return f, []string{id.Designator}, nil
+}
+
+// datastores is what the host knows of the LUNs.
+func (l *luns) datastores() []lun.Datastore {
+	var list []lun.Datastore
+	for _, d := range l.o.LUNs {
+		list = append(list, lun.Datastore{Name: d.Name, Client: l.clients[d.Name], SAN: func(ctx context.Context) (string, error) {
+			f, id, err := lunpath.Open(ctx, d.Where, lunpath.Options{})
+			if err != nil {
+				return "", err
+			}
+			return id.Where + ", store " + id.Store, f.Close()
+		}})
+	}
+	return list
+}
+
+// inner makes the host that keeps the disks of a LUN that this hostd owns.
+func (l *luns) inner(c lun.InnerConfig) (lun.Inner, error) {
+	dir := filepath.Join(l.o.StateDir, "lun-"+c.Datastore)
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fault.Wrap(err, "make hostd's directory")
+	}
+	h, err := local.New(local.Config{
+		Host: c.Host, StateDir: dir, Transports: lun.Deviceless(), Workers: innerWorkers{c.Server}, Log: l.log, ConsolidateRate: l.o.ConsolidateRate,
+		Datastores: []local.DatastoreConfig{{Name: c.Datastore, Root: c.Root, Scope: host.ScopeShared}},
+		DeviceGone: func(*os.File, time.Duration) (bool, error) { return true, nil }, // there is none
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inners = append(l.inners, h)
+	return h, nil
+}
+
+// lookup is remote.ServerConfig's.
+func (l *luns) lookup(datastore string) (remote.Datastore, error) {
+	o := l.owners[datastore]
+	if o == nil {
+		return nil, fault.New(fault.Unavailable, "Give this host the datastore too, or ask another.", "host %q has no LUN for datastore %q", l.o.Node, datastore)
+	}
+	return o.Lookup()
+}
+
+// listenAgain is how often a port is tried that another process has: the predecessor, in the same network namespace.
+const listenAgain = time.Second
+
+func (l *luns) listen(ctx context.Context, address string) (net.Listener, error) {
+	said := false
+	for {
+		n, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return n, fault.Wrap(err, "listen for other hosts")
+		}
+		if !said {
+			l.log.Info("waiting for a port that another process has", "address", address)
+			said = true
+		}
+		t := time.NewTimer(listenAgain)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// run serves other hosts, and tries to own the LUNs, until ctx ends. A host that does not listen owns nothing.
+func (l *luns) run(ctx context.Context, w *remoteWorkers) error {
+	defer func() {
+		for _, c := range l.clients {
+			c.Close()
+		}
+	}()
+	control, err := l.listen(ctx, l.o.Network.Control)
+	if err != nil {
+		return ignoreEnd(ctx, err)
+	}
+	blocks, err := l.listen(ctx, l.o.Network.NBD)
+	if err != nil {
+		control.Close()
+		return ignoreEnd(ctx, err)
+	}
+	_, port, _ := net.SplitHostPort(l.o.Network.NBD) // newLUNs has seen it
+	s := remote.NewServer(remote.ServerConfig{Lookup: l.lookup, TLS: l.auth.config(), NBDAddress: net.JoinHostPort(l.o.Network.Advertise, port), Log: l.log})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.Serve(ctx, control, blocks) })
+	for _, o := range l.owners {
+		g.Go(func() error { o.Run(ctx); return nil })
+	}
+	g.Go(func() error { w.refresh(ctx); return nil })
+	return g.Wait()
+}
+
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// counters adds what the inner hosts have done.
+func (l *luns) counters(sum local.Counters) local.Counters {
+	if l == nil {
+		return sum
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.inners {
+		c := h.Counters()
+		sum.Snapshots += c.Snapshots
+		sum.SnapshotsDeleted += c.SnapshotsDeleted
+		sum.Merges += c.Merges
+		sum.Copied += c.Copied
+		sum.Freed += c.Freed
+	}
+	return sum
+}
