@@ -19,8 +19,7 @@ import (
 // attached is a disk that this node has. Its fields belong to who holds the disk's lock in Host.busy, but for view.
 type attached struct {
 	store *datastore
-	order []string       // of transports, as the worker has it
-	never []host.Skipped // asked for, and impossible on a LUN
+	order []string // of transports that were asked for
 
 	mu     sync.Mutex
 	att    host.Attachment
@@ -45,9 +44,27 @@ func (a *attached) view() host.Attachment {
 		v.Size = st.Size
 	}
 	if st.Transport != "" {
-		v.Transport, v.Skipped = st.Transport, append(slices.Clone(a.never), st.Skipped...)
+		v.Transport, v.Skipped = st.Transport, skipped(a.order, st)
 	}
 	return v
+}
+
+// skipped is what was asked for before the transport that serves.
+func skipped(order []string, st WorkerState) (list []host.Skipped) {
+	for _, n := range order {
+		if n == st.Transport {
+			break
+		}
+		if n == transport.NameHotAdd {
+			list = append(list, host.NotUsed(n, transport.NoHotAddOfLUN()))
+		}
+		for _, s := range st.Skipped {
+			if s.Transport == n {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
 }
 
 func (a *attached) set(w Worker) {
@@ -75,29 +92,21 @@ func (a *attached) held() (host.Held, error) {
 	return h, nil
 }
 
-// order reads an order of transports: what of it a worker can do, and what never works on a LUN. NBD is always the last way: a disk
-// whose map is recalled must go on.
-func order(asked string) (can []string, never []host.Skipped, err error) {
+// parseOrder reads an order of transports. NBD is always the last way: a disk whose map is recalled must go on.
+func parseOrder(asked string) ([]string, error) {
 	if asked == "" {
-		asked = remote.SAN + ":" + remote.NBD
+		return []string{remote.SAN, remote.NBD}, nil
 	}
 	names, err := transport.ParseOrder(asked)
-	if err != nil {
-		return nil, nil, err
+	if err == nil && !slices.Contains(names, remote.NBD) {
+		names = append(names, remote.NBD)
 	}
-	for _, n := range names {
-		if n != transport.NameHotAdd {
-			can = append(can, n)
-			continue
-		}
-		if !slices.Contains(can, remote.NBD) {
-			never = append(never, host.NotUsed(n, transport.NoHotAddOfLUN()))
-		}
-	}
-	if !slices.Contains(can, remote.NBD) {
-		can = append(can, remote.NBD)
-	}
-	return can, never, nil
+	return names, err
+}
+
+// possible is what of an order a worker can do.
+func possible(order []string) []string {
+	return slices.DeleteFunc(slices.Clone(order), func(n string) bool { return n == transport.NameHotAdd })
 }
 
 // Attach implements host.Attacher. Steps:
@@ -137,7 +146,7 @@ func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Devi
 		return host.Attachment{}, fault.New(fault.Invalid, "", "attach of disk %s without a device", req.ID)
 	}
 	a := &attached{store: s}
-	if a.order, a.never, err = order(req.Transport); err != nil {
+	if a.order, err = parseOrder(req.Transport); err != nil {
 		return host.Attachment{}, err
 	}
 	return h.attach(ctx, a, req, dev)
@@ -214,7 +223,7 @@ func (h *Host) serve(ctx context.Context, a *attached, dev host.Device, old *os.
 	// Known before it is served: whatever happens next, Detach and Handover find it.
 	h.put(a)
 	w, err := h.c.Workers.Start(ctx, WorkerSpec{
-		ID: a.att.ID, Datastore: a.store.Name, Device: a.dev, ReadOnly: a.att.ReadOnly, Order: a.order}, old)
+		ID: a.att.ID, Datastore: a.store.Name, Device: a.dev, ReadOnly: a.att.ReadOnly, Order: possible(a.order)}, old)
 	if err != nil {
 		h.drop(a)
 		return fault.Wrap(err, "serve disk %s", a.att.ID)

@@ -12,7 +12,7 @@ import (
 // ready opens a disk that a node has and that could not be opened when the server began: until then nothing of it may change,
 // because the node may write it by a block map.
 func (s *Server) ready(ctx context.Context, id string) error {
-	if len(s.sessions.get(id).Nodes) == 0 {
+	if len(s.sessions.get(id).Nodes) == 0 || s.serving(id) != nil {
 		return nil
 	}
 	end, err := s.busy.TryLock(id, "open")

@@ -114,7 +114,7 @@ func (h *Host) adopt(ctx context.Context, s *datastore, held host.Held) error {
 	a := &attached{store: s}
 	// The server's epoch: one that was started anew has another.
 	att.Slot, att.Size, att.UUID, att.Epoch = host.Slot(slot), o.Disk.Size, d.UUID, epoch(o, att.ReadOnly)
-	if a.order, a.never, err = orderOf(att); err != nil {
+	if a.order, err = orderOf(att); err != nil {
 		return err
 	}
 	att.Restarts++
@@ -128,7 +128,7 @@ func (h *Host) adopt(ctx context.Context, s *datastore, held host.Held) error {
 }
 
 // orderOf is the order that an attachment was made with: what was skipped, then what served, then NBD.
-func orderOf(att host.Attachment) (can []string, never []host.Skipped, err error) {
+func orderOf(att host.Attachment) ([]string, error) {
 	var names []string
 	for _, s := range att.Skipped {
 		names = append(names, s.Transport)
@@ -139,7 +139,7 @@ func orderOf(att host.Attachment) (can []string, never []host.Skipped, err error
 	if len(names) == 0 {
 		names = []string{remote.SAN}
 	}
-	return order(strings.Join(names, ":"))
+	return parseOrder(strings.Join(names, ":"))
 }
 
 // Handover implements host.Keeper: the disks of LUNs, then those of the base. When take fails the disk is served here again, and so

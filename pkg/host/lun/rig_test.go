@@ -2,6 +2,7 @@ package lun_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/lun"
 	"github.com/vmdk-csi/vmdk-csi/pkg/hotadd"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunlease"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
@@ -48,12 +50,16 @@ func eventually(t testing.TB, what string, f func() bool) {
 type rig struct {
 	t        testing.TB
 	path     string // of the LUN
+	ca       *authority
 	machines []*machine
+
+	mu    sync.Mutex
+	peers []string // also of machines that are dead
 }
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun")}
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t)}
 	must(t, os.WriteFile(r.path, nil, 0o600), os.Truncate(r.path, 512*mib))
 	f := r.open()
 	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
@@ -78,6 +84,9 @@ type machine struct {
 	bus     hotadd.Bus
 	workers *workers
 	owner   *lun.Owner
+	tls     *tls.Config
+	client  *remote.Client
+	mute    func()
 	stop    context.CancelFunc // of the owner
 	stopped chan struct{}
 	log     *slog.Logger
@@ -90,8 +99,13 @@ func (r *rig) start(name string) *machine {
 	m := &machine{r: r, name: name, dir: t.TempDir(), log: slog.New(slog.NewTextHandler(testLog{t}, nil)).With("node", name)}
 	must(t, os.Mkdir(filepath.Join(m.dir, "a"), 0o755))
 	m.workers = &workers{m: m}
-	m.hostd()
+	m.tls = r.ca.config(name)
+	m.client = remote.NewClient(m.clientConfig())
+	t.Cleanup(func() { m.workers.end(); m.client.Close() })
 	m.owner = lun.NewOwner(m.ownerConfig())
+	m.listen()
+	t.Cleanup(func() { m.mute() })
+	m.hostd()
 	r.machines = append(r.machines, m)
 	return m
 }
@@ -108,7 +122,7 @@ func (m *machine) hostd() {
 	must(t, err)
 	m.bus = bus
 	m.Host, err = lun.New(lun.Config{Node: m.name, StateDir: m.dir, Base: m.base, Bus: bus, Workers: m.workers, Log: m.log,
-		Datastores: []lun.Datastore{{Name: "lun", Client: m.client()}},
+		Datastores: []lun.Datastore{{Name: "lun", Client: m.client}},
 		DeviceGone: func(*os.File, time.Duration) (bool, error) { return true, nil }})
 	must(t, err)
 	h, base := m.Host, m.base
