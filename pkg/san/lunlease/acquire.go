@@ -9,6 +9,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/reserve"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 )
 
@@ -21,6 +22,11 @@ type Options struct {
 	// Fence, if set, is called before a LUN is taken over from an owner that did not release it; what it returns ends Acquire. When it returned nil,
 	// nothing that the old owner sends reaches the medium any more.
 	Fence func(ctx context.Context, old Owner) error
+	// Unit, if set, is the LUN's reservations (lunpath.Reservations): every host that wants the LUN registers Key(its name), so it is opened Blank; who gets it
+	// has preempted the dead owner's key before that, and has the reservation when Acquire returns. It stays, also after Release.
+	// Reset, if set, ends all commands that the LUN has, for units that cannot end one host's.
+	Unit  reserve.Unit
+	Reset func(ctx context.Context) error
 	Log   *slog.Logger // nil: silence
 }
 
@@ -67,10 +73,13 @@ func Acquire(ctx context.Context, lun fsx.File, me Me, o Options) (*Lease, error
 	if me.Host == "" || len(me.Host) > maxText || len(me.Address) > maxText {
 		return nil, fault.New(fault.Invalid, "", "a host named %q at %q: names and addresses of up to %d bytes are needed", me.Host, me.Address, maxText)
 	}
+	c := &contender{o, lun, me}
+	if err := c.register(ctx); err != nil { // first: who is not registered cannot even read
+		return nil, err
+	}
 	if _, err := store.Identify(lun); err != nil { // else the block is somebody else's data
 		return nil, err
 	}
-	c := &contender{o, lun, me}
 	for {
 		old, began, err := c.watch(ctx)
 		if err != nil {
@@ -115,11 +124,11 @@ func (c *contender) watch(ctx context.Context) (old record, began time.Duration,
 		case r.state == unused || r.state == released:
 			return r, began, nil
 		case began-since < max(c.Expiry, r.expiry):
-		case r.state == broken || c.Fence == nil || fenced:
+		case r.state == broken || fenced:
 			return r, began, nil
 		default:
-			c.Log.Info("fence the owner of the LUN, which does not beat any more", "host", r.me.Host, "address", r.me.Address, "generation", r.generation)
-			if err := c.Fence(ctx, r.owner()); err != nil {
+			c.Log.Info("the LUN's owner does not beat any more", "host", r.me.Host, "address", r.me.Address, "generation", r.generation)
+			if err := c.fence(ctx, r.owner()); err != nil {
 				return r, 0, fault.Wrap(err, "fence %s, which owned the LUN", r.me.Host)
 			}
 			fenced = true
@@ -147,6 +156,9 @@ func (c *contender) claim(ctx context.Context, old record, began time.Duration) 
 		return nil, nil
 	}
 	if err := c.sleep(ctx, c.settle()); err != nil {
+		return nil, err
+	}
+	if err := c.reserve(ctx); err != nil { // before the last look: a claim that was lost meanwhile is seen
 		return nil, err
 	}
 	_, now, err := read(c.lun)

@@ -20,11 +20,11 @@
 //
 //  1. Watch: read the block every Period until it is as before for the longer of the two Expiries, or is released, or was never used. (Crash
 //     of the watcher: nothing happened.)
-//  2. An owner that died without a release is fenced (Options.Fence), then the block is read again: still the same.
+//  2. An owner that died without a release is fenced (Options.Unit, Options.Fence), then the block is read again: still the same.
 //  3. Claim: write the block with a new id, the next generation and beat 1, and sync. If that was done later than two Periods after
 //     step 2's (or 1's last) read began, the claim is void: start again. (Crash: the claim looks like an owner that does not beat, and
 //     is watched until it expires.)
-//  4. Settle: wait two Periods.
+//  4. Settle: wait two Periods, and take the LUN's reservation, where it has reservations.
 //  5. Read the block: it is still the claim, so the LUN is ours. Else start again.
 //
 // The owner beats every Period: read the block, which is still its own, and write it with the next beat. Release writes it as released
@@ -52,5 +52,5 @@
 // A Lease owns two goroutines, one that beats and one that watches the clock, because a beat may hang; Release waits for both and for
 // all I/O through File. Lease.mu guards the times and the count of requests, and is not held during I/O.
 //
-// Floor 2: it imports pkg/san, pkg/san/store, internal/fsx and pkg/fault.
+// Floor 2: it imports pkg/san, pkg/san/store, pkg/san/reserve, internal/fsx and pkg/fault.
 package lunlease

@@ -18,6 +18,8 @@ type unitFile struct {
 	unit     *scsi.Unit
 	writable bool
 	guard    atomic.Pointer[func() error]
+	// registered: Open registered a key for this session.
+	registered bool
 }
 
 var _ fsx.File = (*unitFile)(nil)
@@ -104,4 +106,9 @@ func (f *unitFile) Stat() (fsx.Info, error) {
 }
 
 // Close ends the session. What was not synced may be lost.
-func (f *unitFile) Close() error { return f.session.Close() }
+func (f *unitFile) Close() error {
+	if f.registered {
+		f.unregister()
+	}
+	return f.session.Close()
+}

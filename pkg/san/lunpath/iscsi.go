@@ -13,7 +13,6 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/iscsi"
-	"github.com/vmdk-csi/vmdk-csi/pkg/san/reserve"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/scsi"
 )
 
@@ -96,13 +95,4 @@ func (b *bounded) Do(ctx context.Context, cmd scsi.Command) (scsi.Result, error)
 		fault.New(fault.Timeout, "Look at the network and the target.", "the LUN did not answer for %v", b.most))
 	defer cancel()
 	return b.Transport.Do(ctx, cmd)
-}
-
-// Reservations are the means of fencing of an open LUN, if it has any that this path reaches: those of a logical unit behind iscsi://.
-// reset ends all commands that the unit has.
-func Reservations(lun fsx.File) (u reserve.Unit, reset func(context.Context) error, ok bool) {
-	if f, is := lun.(*unitFile); is {
-		return f.unit, f.session.ResetUnit, true
-	}
-	return nil, nil, false
 }

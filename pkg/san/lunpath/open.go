@@ -11,6 +11,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/reserve"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 )
 
@@ -34,6 +35,8 @@ type Options struct {
 	Store     string // the UUID that the store must have; "": any
 	Nonce     string // what its owner must have written when it opened it (store.ReadNonce); "": anything
 	Bytes     int64  // how large the LUN must be at least
+	// Key, if not 0, is registered before anything is read: a LUN that is reserved lets only registrants in.
+	Key reserve.Key
 
 	MaxIO time.Duration // the longest that a command may take through iscsi://; 0: the lease's default of 3s
 	Log   *slog.Logger  // nil: silence
@@ -41,7 +44,7 @@ type Options struct {
 
 // Want is o for the LUN of a block map.
 func (o Options) Want(l san.LUN) Options {
-	o.Store, o.Nonce, o.Bytes = l.Store, l.Nonce, l.Bytes
+	o.Store, o.Nonce, o.Bytes, o.Key = l.Store, l.Nonce, l.Bytes, reserve.Key(l.Key)
 	return o
 }
 
@@ -64,7 +67,13 @@ func Open(ctx context.Context, where string, o Options) (fsx.File, Identity, err
 	if err != nil {
 		return nil, Identity{}, err
 	}
-	id, err := identify(lun, where, o)
+	var id Identity
+	if o.Key != 0 {
+		err = register(ctx, lun, o.Key)
+	}
+	if err == nil {
+		id, err = identify(lun, where, o)
+	}
 	if err != nil {
 		return nil, Identity{}, errors.Join(fault.Wrap(err, "LUN %s", where), lun.Close())
 	}
@@ -87,7 +96,14 @@ func open(ctx context.Context, where string, o Options) (fsx.File, string, error
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", fault.New(fault.NotFound, "Check the zoning, the target's access list and the device's name on this machine.", "the LUN is missing: %w", err)
 	}
-	return lun, "", err
+	if err != nil || !o.ReadWrite {
+		return lun, "", err
+	}
+	with, err := withReservations(lun, where)
+	if err != nil {
+		return nil, "", errors.Join(err, lun.Close())
+	}
+	return with, "", nil
 }
 
 // identify reads what the LUN is, through this path.
