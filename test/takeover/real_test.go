@@ -272,6 +272,13 @@ func refs(links []host.Link) (list []chain.Ref) {
 // detachProduct ends all of it; nothing may be left.
 func detachProduct(t *testing.T, p *product, r *rig) {
 	t.Helper()
+	p.detach(t, r)
+	p.end(t)
+}
+
+// detach detaches the disk; hostd goes on.
+func (p *product) detach(t *testing.T, r *rig) {
+	t.Helper()
 	if err := r.loop.Detach(); err != nil {
 		t.Error(err)
 	}
@@ -285,6 +292,10 @@ func detachProduct(t *testing.T, p *product, r *rig) {
 	if err := p.service.cmd.Wait(); err != nil {
 		t.Errorf("node service: %v\n%s", err, p.log())
 	}
+}
+
+func (p *product) end(t *testing.T) {
+	t.Helper()
 	if err := p.hostd.Process.Signal(unix.SIGKILL); err != nil {
 		t.Error(err)
 	}

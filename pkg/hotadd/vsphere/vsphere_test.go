@@ -74,23 +74,6 @@ func TestForeignDisksKeepTheirSlots(t *testing.T) {
 	}
 }
 
-func TestReadOnlyIsNonpersistent(t *testing.T) {
-	r := newRig(t)
-	b := r.open()
-	r.readOnly["a"] = true
-	if _, err := b.Attach(t.Context(), hotadd.Disk{ID: "a"}); err != nil {
-		t.Fatal(err)
-	}
-	disk := r.machine.calls()[0].DeviceChange[0].GetVirtualDeviceConfigSpec().Device.(*types.VirtualDisk)
-	if mode := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo).DiskMode; mode != "independent_nonpersistent" {
-		t.Fatalf("mode %s", mode)
-	}
-	r.readOnly["a"] = false
-	if _, err := b.Attach(t.Context(), hotadd.Disk{ID: "a"}); !errors.Is(err, fault.Precondition) {
-		t.Fatalf("attached again as writable: %v", err)
-	}
-}
-
 func TestLocateUUID(t *testing.T) {
 	b := newRig(t).open()
 	ctx := t.Context()
