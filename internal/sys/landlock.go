@@ -1,8 +1,12 @@
 package sys
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -53,26 +57,84 @@ func landlockHandled(abi int) (attr unix.LandlockRulesetAttr, size uintptr) {
 // RestrictTo leaves the whole process only the directory dir and what is below it; descriptors that are open already keep
 // working. It needs NoNewPrivileges before it. It returns the ABI in force. Kinds: Unsupported.
 func RestrictTo(dir *os.File) (int, error) {
+	return restrict(true, func(allow func(f *os.File, access uint64) error) error { return allow(dir, landlockDir) })
+}
+
+// Path is a file that stays allowed behind RestrictToPaths.
+type Path struct {
+	Name  string
+	Write bool
+}
+
+// landlockFile is what may be done with a file that is written: a device is asked for its size and block size.
+const landlockFile = unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+
+// RestrictToPaths leaves the whole process some files, by what their names lead to now, and connections to other hosts. A file that is
+// not there may come later where nothing but its like is: its directory is allowed instead, but for /dev. It needs NoNewPrivileges
+// before it. It returns the ABI in force. Kinds: Unsupported.
+func RestrictToPaths(paths []Path) (int, error) {
+	return restrict(false, func(allow func(f *os.File, access uint64) error) error {
+		for _, p := range paths {
+			access := uint64(unix.LANDLOCK_ACCESS_FS_READ_FILE)
+			if p.Write {
+				access = landlockFile
+			}
+			f, err := openPath(p.Name)
+			if errors.Is(err, fs.ErrNotExist) && p.Write && !strings.HasPrefix(p.Name, "/dev/") {
+				f, err = openPath(filepath.Dir(p.Name))
+			}
+			if err != nil {
+				continue // what is not there cannot be used either, until the process is started anew
+			}
+			err = allow(f, access)
+			f.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func openPath(name string) (*os.File, error) {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// restrict makes a ruleset, has it filled, and puts it around the process. Without alone, connections to other hosts stay allowed.
+func restrict(alone bool, fill func(allow func(f *os.File, access uint64) error) error) (int, error) {
 	abi := LandlockABI()
 	if abi == 0 {
 		return 0, fault.New(fault.Unsupported, "", "the kernel has no Landlock")
 	}
-	dfd, err := Fd(dir)
-	if err != nil {
-		return 0, err
-	}
 	attr, size := landlockHandled(abi)
+	if !alone {
+		attr.Handled_access_net &^= unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+	}
 	rules, _, e := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
 	if e != 0 {
 		return 0, os.NewSyscallError("landlock_create_ruleset", e)
 	}
 	defer func() { _ = unix.Close(int(rules)) }()
-	rule := unix.LandlockPathBeneathAttr{Allowed_access: landlockDir & attr.Handled_access_fs, Parent_fd: int32(dfd)}
-	_, _, e = unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH,
-		uintptr(unsafe.Pointer(&rule)), 0, 0, 0)
-	runtime.KeepAlive(dir)
-	if e != 0 {
-		return 0, os.NewSyscallError("landlock_add_rule", e)
+	err := fill(func(f *os.File, access uint64) error {
+		fd, err := Fd(f)
+		if err != nil {
+			return err
+		}
+		rule := unix.LandlockPathBeneathAttr{Allowed_access: access & attr.Handled_access_fs, Parent_fd: int32(fd)}
+		_, _, e := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH,
+			uintptr(unsafe.Pointer(&rule)), 0, 0, 0)
+		runtime.KeepAlive(f)
+		if e != 0 {
+			return os.NewSyscallError("landlock_add_rule", e)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
 	if err := onAllThreads("landlock_restrict_self", unix.SYS_LANDLOCK_RESTRICT_SELF, rules, 0, 0, 0, 0); err != nil {
 		return 0, err

@@ -22,8 +22,7 @@ var denied = []uint32{
 	unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_NAME_TO_HANDLE_AT, unix.SYS_MKNODAT, unix.SYS_FANOTIFY_INIT, unix.SYS_QUOTACTL,
 	// large attack surfaces of the kernel
 	unix.SYS_BPF, unix.SYS_PERF_EVENT_OPEN, unix.SYS_USERFAULTFD, unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_ENTER,
-	unix.SYS_IO_URING_REGISTER, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_SOCKET,
-	unix.SYS_SOCKETPAIR,
+	unix.SYS_IO_URING_REGISTER, unix.SYS_KEYCTL, unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_SOCKETPAIR,
 	// the machine
 	unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE, unix.SYS_KEXEC_LOAD, unix.SYS_KEXEC_FILE_LOAD,
 	unix.SYS_REBOOT, unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_ACCT, unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME,
@@ -43,7 +42,9 @@ const x32Bit = 0x40000000
 
 // denyFilter is the BPF program: another architecture or ABI, and every denied call, fail with EPERM; clone without
 // CLONE_THREAD too; clone3, whose flags a filter cannot see, with ENOSYS, so that libraries fall back to clone.
-func denyFilter(arch uint32) []unix.SockFilter {
+//
+// New sockets are denied too, or with internet those that do not speak to other hosts.
+func denyFilter(arch uint32, internet bool) []unix.SockFilter {
 	const ld, jeq, jge, jset, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K,
 		unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, unix.BPF_RET | unix.BPF_K
 	errno := func(e unix.Errno) unix.SockFilter {
@@ -60,6 +61,16 @@ func denyFilter(arch uint32) []unix.SockFilter {
 	for _, nr := range denied {
 		p = append(p, unix.SockFilter{Code: jeq, K: nr, Jf: 1}, errno(unix.EPERM))
 	}
+	if internet {
+		p = append(p,
+			unix.SockFilter{Code: jeq, K: unix.SYS_SOCKET, Jf: 5},
+			unix.SockFilter{Code: ld, K: dataArg0},
+			unix.SockFilter{Code: jeq, K: unix.AF_INET, Jt: 2},
+			unix.SockFilter{Code: jeq, K: unix.AF_INET6, Jt: 1}, errno(unix.EPERM),
+			unix.SockFilter{Code: ret, K: unix.SECCOMP_RET_ALLOW})
+	} else {
+		p = append(p, unix.SockFilter{Code: jeq, K: unix.SYS_SOCKET, Jf: 1}, errno(unix.EPERM))
+	}
 	return append(p,
 		unix.SockFilter{Code: jeq, K: unix.SYS_CLONE, Jf: 3},
 		unix.SockFilter{Code: ld, K: dataArg0},
@@ -68,7 +79,12 @@ func denyFilter(arch uint32) []unix.SockFilter {
 }
 
 // DenySyscalls puts the filter around every thread of the process, and with it no_new_privs. Kinds: Unsupported.
-func DenySyscalls() error {
+func DenySyscalls() error { return denySyscalls(false) }
+
+// DenySyscallsButInternet is DenySyscalls for a process that connects to other hosts.
+func DenySyscallsButInternet() error { return denySyscalls(true) }
+
+func denySyscalls(internet bool) error {
 	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
 	if !ok {
 		return fault.New(fault.Unsupported, "", "no system call filter for %s", runtime.GOARCH)
@@ -78,7 +94,7 @@ func DenySyscalls() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
 	}
-	f := denyFilter(arch)
+	f := denyFilter(arch, internet)
 	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
 	const setModeFilter = 1 // SECCOMP_SET_MODE_FILTER
 	tid, _, e := unix.Syscall(unix.SYS_SECCOMP, setModeFilter, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))

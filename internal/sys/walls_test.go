@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 var walls = map[string]func(dir string) error{
-	"seccomp": behindSeccomp, "landlock": behindLandlock, "capabilities": behindNoCaps,
+	"seccomp": behindSeccomp, "landlock": behindLandlock, "capabilities": behindNoCaps, "internet": behindInternet, "paths": behindPaths,
 }
 
 func TestWalls(t *testing.T) {
@@ -84,7 +84,7 @@ func behindSeccomp(string) error {
 		return err
 	}
 	return onManyThreads(func() error {
-		for _, nr := range denied {
+		for _, nr := range append(denied, unix.SYS_SOCKET) {
 			bad := ^uintptr(0) // a call that got through would fail in another way and do no harm
 			if _, _, e := unix.RawSyscall6(uintptr(nr), bad, bad, bad, bad, bad, bad); e != unix.EPERM {
 				return fmt.Errorf("system call %d: %v, not EPERM", nr, e)
@@ -98,6 +98,59 @@ func behindSeccomp(string) error {
 		}
 		_, err := os.ReadFile("/proc/self/status")
 		return err
+	})
+}
+
+func behindInternet(string) error {
+	if err := DenySyscallsButInternet(); err != nil {
+		return err
+	}
+	return onManyThreads(func() error {
+		for _, domain := range []int{unix.AF_INET, unix.AF_INET6} {
+			fd, err := unix.Socket(domain, unix.SOCK_STREAM, 0)
+			if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+				return fmt.Errorf("a socket of domain %d: %w", domain, err)
+			}
+			_ = unix.Close(fd)
+		}
+		for _, domain := range []int{unix.AF_UNIX, unix.AF_NETLINK, unix.AF_PACKET, unix.AF_VSOCK} {
+			if fd, err := unix.Socket(domain, unix.SOCK_RAW, 0); !errors.Is(err, unix.EPERM) {
+				return fmt.Errorf("a socket of domain %d: %d, %v", domain, fd, err)
+			}
+		}
+		if _, _, e := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0); e != unix.EPERM {
+			return fmt.Errorf("fork: %v", e)
+		}
+		return nil
+	})
+}
+
+func behindPaths(dir string) error {
+	later := filepath.Join(dir, "later")
+	if err := errors.Join(os.Mkdir(later, 0o700), NoNewPrivileges()); err != nil {
+		return err
+	}
+	inside := filepath.Join(dir, "inside")
+	if _, err := RestrictToPaths([]Path{{inside, true}, {filepath.Join(later, "lun"), true}, {"/etc/passwd", false}, {"/dev/no such", true}}); err != nil {
+		return err
+	}
+	return onManyThreads(func() error {
+		for name, flags := range map[string]int{inside: unix.O_RDWR, "/etc/passwd": unix.O_RDONLY} {
+			fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			_ = unix.Close(fd)
+		}
+		if _, err := unix.Open(filepath.Join(later, "lun"), unix.O_RDWR|unix.O_CLOEXEC, 0); !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("what comes later: %w", err)
+		}
+		for _, name := range []string{"/etc/passwd", "/dev/null", filepath.Join(dir, "new")} {
+			if fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600); !errors.Is(err, unix.EACCES) {
+				return fmt.Errorf("opening %s gave %d, %v", name, fd, err)
+			}
+		}
+		return nil
 	})
 }
 

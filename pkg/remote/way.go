@@ -33,6 +33,7 @@ type way struct {
 func (d *Disk) openNBD(ctx context.Context) (*way, error) {
 	n, err := nbd.Connect(ctx, nbd.ClientOptions{Network: "tcp", TLS: d.c.TLS, Patience: d.c.Patience, Log: d.c.Log,
 		Find: func(ctx context.Context) (string, string, error) {
+			d.client.Close() // a ticket is bound to a certificate: both connections must have the one of now
 			r, err := d.client.open(ctx, d.body(false))
 			return r.Address, r.Ticket, err
 		}})

@@ -119,7 +119,7 @@ func (h *Handle) config() config {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return config{ID: h.spec.ID, Links: h.spec.Links, ReadOnly: h.spec.ReadOnly, Format: h.spec.Format,
-		Rebind: h.rebind, NoLocks: h.spec.NoLocks, Scratch: h.files.Scratch != nil}
+		Rebind: h.rebind, NoLocks: h.spec.NoLocks, Scratch: h.files.Scratch != nil, Remote: h.spec.Remote}
 }
 
 // Flush makes what was acknowledged durable.
@@ -365,6 +365,8 @@ func (h *Handle) listen(c *child) (failure *fault.Fault, since time.Time) {
 			h.set(func(st *State) { st.Poisoned = true })
 		case evTrouble:
 			h.set(func(st *State) { st.Trouble, st.TroubleAt = fr.Err, time.Now() })
+		case evState:
+			h.reached(fr)
 		case evFailed:
 			failure = fr.Err
 		case opAnswer, opStopped:

@@ -93,6 +93,7 @@ type process struct {
 	ended  <-chan struct{} // closed when nothing of the supervisor is read any more
 
 	changes changes
+	remote  *remoteDisk // nil: the disk is in this host's directory
 }
 
 // errStop is the cause with which a stop request ends Serve.
@@ -117,16 +118,22 @@ func (w *process) run(ctx context.Context) error {
 	}
 	defer func() { _ = w.table.Close() }()
 	if !w.p.NoWalls {
-		w.walls = buildWalls(w.p.Files.Dir)
+		w.walls = buildWalls(w.p.Files.Dir, w.cfg.Remote)
 	}
 	started := ready{Generation: w.table.Begin(), Takeover: w.table.Served(), Pending: w.table.Len(),
 		Poisoned: w.table.Poisoned(), Walls: w.walls}
-	dir, err := w.dir()
-	if err != nil {
-		return err
+	if w.cfg.Remote != nil {
+		defer w.p.Files.Dir.Close()
+		err = w.open(ctx, nil, started)
+	} else {
+		var dir fsx.Dir
+		if dir, err = w.dir(); err != nil {
+			return err
+		}
+		defer func() { _ = dir.Close() }()
+		err = w.open(ctx, dir, started)
 	}
-	defer func() { _ = dir.Close() }()
-	if err := w.open(ctx, dir, started); err != nil {
+	if err != nil {
 		return err
 	}
 	started.Size = w.disk.Size()
@@ -153,7 +160,7 @@ func (w *process) configure() error {
 }
 
 func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
-	if !w.cfg.ReadOnly {
+	if !w.cfg.ReadOnly && dir != nil {
 		// Not for a take-over only: when hostd and the node plugin died together, the dead worker's device and table are
 		// gone, and its successor seems to be the first.
 		if err := settle(dir); err != nil {
@@ -165,7 +172,11 @@ func (w *process) open(ctx context.Context, dir fsx.Dir, started ready) error {
 	if !req.ReadOnly {
 		req.Pending = w.table
 	}
-	d, err := w.p.Open(ctx, req)
+	open := w.p.Open
+	if w.cfg.Remote != nil {
+		open = w.openRemote
+	}
+	d, err := open(ctx, req)
 	if err == nil && w.cfg.Scratch {
 		d, err = overlay(d, w.p.Files.Scratch)
 	}
@@ -315,6 +326,8 @@ func (w *process) command(ctx context.Context, fr frame) (any, error) {
 		return s, nil
 	case opMergeCost:
 		return w.mergeCost(fr)
+	case opRemote:
+		return nil, w.remote.change(fr)
 	}
 	return nil, fault.New(fault.Unsupported, "hostd and its workers are of different versions: restart hostd",
 		"a worker does not know %q", fr.Op)

@@ -142,7 +142,7 @@ func (s *Supervisor) newHandle(spec Spec) (*Handle, error) {
 		to   **os.File
 		from *os.File
 	}{{&h.files.Dir, spec.Dir}, {&h.files.Device, spec.Device.Fuse}, {&h.files.Table, spec.Device.Table}, {&h.files.Scratch, spec.Device.Scratch}} {
-		if p.from == nil && p.to == &h.files.Scratch {
+		if p.from == nil && p.to == &h.files.Scratch || spec.Remote != nil && p.to == &h.files.Dir {
 			continue
 		}
 		f, err := sys.Dup(p.from)
@@ -151,6 +151,14 @@ func (s *Supervisor) newHandle(spec Spec) (*Handle, error) {
 			return nil, fault.Wrap(err, "keep the descriptors of disk %s", spec.ID)
 		}
 		*p.to = f
+	}
+	if spec.Remote != nil { // in the directory's place
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			h.closeFiles()
+			return nil, err
+		}
+		h.files.Dir = null
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

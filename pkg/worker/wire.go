@@ -37,6 +37,7 @@ const (
 	opSnapshot  = "snapshot"
 	opMerge     = "merge"
 	opMergeCost = "mergeCost"
+	opRemote    = "remote"    // by what a remote disk finds and convinces servers from now on
 	opCancel    = "cancel"    // ends the change of that ID
 	opCommitted = "committed" // answers commit
 	opPaced     = "paced"     // answers pace
@@ -49,6 +50,7 @@ const (
 	evGone     = "gone"     // the device is gone; waiting for stop
 	evPoisoned = "poisoned" // a sync failed
 	evTrouble  = "trouble"  // a request failed; its error says why
+	evState    = "state"    // of a remote disk: how it is reached now
 	opAnswer   = "answer"
 	opStopped  = "stopped" // the answer to stop: no worker comes after this one
 )
@@ -64,6 +66,8 @@ type config struct {
 	NoLocks bool             `json:"noLocks,omitempty"`
 	// Scratch says that the disk's redo log is at descriptor scratchFD.
 	Scratch bool `json:"scratch,omitempty"`
+	// Remote says that the disk is one that another host has open.
+	Remote *RemoteSpec `json:"remote,omitempty"`
 }
 
 // ready is what a worker tells when it is about to serve.
