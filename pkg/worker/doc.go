@@ -35,6 +35,12 @@
 // A read-only disk may have a redo log (block.Overlay) in a file that is kept like the table: what its user wrote survives
 // the worker, and nothing reaches the datastore.
 //
+// # Remote disks
+//
+// A worker with Spec.Remote serves a disk that another host has open (pkg/remote): it has no directory and no links, changes between
+// SAN and NBD by itself, and tells its supervisor each time. A successor opens the disk anew: what was acknowledged is at the server or on
+// the LUN. Handle.SetRemote tells of other servers and another certificate. Its walls leave it the files of its LUNs, and connections.
+//
 // # Goroutines and locks
 //
 // A Supervisor owns one locked thread that forks; each Handle owns one goroutine that runs its processes one after the
