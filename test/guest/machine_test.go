@@ -75,7 +75,7 @@ func (m *machine) boot(qemu string) error {
 	if err != nil {
 		return fmt.Errorf("hack/guest.sh: %w", err)
 	}
-	build := exec.Command("go", "build", "-o", m.path("agent"), "./agent")
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", m.path("agent"), "./agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the agent: %w\n%s", err, out)
