@@ -10,7 +10,7 @@ set -euo pipefail
 . "$HACK_DIR/lib/image.sh"
 
 # Generic parts that the kernel asks modprobe for by an alias come first: in the guest there is no modprobe.
-MODULES=(crc32c_generic crct10dif_generic virtio_pci virtio_console virtio_scsi vmw_pvscsi sym53c8xx sd_mod ext4 xfs)
+MODULES=(crc32c_generic crct10dif_generic virtio_pci virtio_console virtio_blk virtio_scsi vmw_pvscsi sym53c8xx sd_mod dm_mod dm_zero ext4 xfs)
 PROGRAMS=(/usr/bin/mount /usr/sbin/{blkid,mke2fs,mkfs.ext4,e2fsck,resize2fs,mkfs.xfs,xfs_growfs})
 FILES=(/etc/mke2fs.conf)
 

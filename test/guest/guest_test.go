@@ -30,6 +30,7 @@ func TestGuest(t *testing.T) {
 			t.Run("ReadOnly", func(t *testing.T) { readOnly(t, m, c) })
 		})
 	}
+	t.Run("DeviceMapper", func(t *testing.T) { deviceMapper(t, m) })
 	t.Run("Faults", func(t *testing.T) { faults(t, m) })
 }
 

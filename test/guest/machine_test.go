@@ -96,6 +96,10 @@ func (m *machine) boot(qemu string) error {
 	for i, c := range controllers {
 		args = append(args, "-device", fmt.Sprintf("%s,id=scsi%d", c, i))
 	}
+	if err := m.makeLUN(); err != nil {
+		return fmt.Errorf("make the LUN: %w", err)
+	}
+	args = append(args, "-drive", "if=none,id=lun,format=raw,cache=none,file.locking=off,file="+m.path("lun"), "-device", "virtio-blk-pci,drive=lun")
 	m.cmd = exec.Command(qemu, args...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer

@@ -94,7 +94,7 @@ func encode(h header, table []Target) ([]byte, error) {
 	size = max(size, headerSize+1024) // room for what the kernel answers
 	words := make([]uint64, (size+7)/8)
 	buf := unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), 8*len(words)) //nolint:gosec // aligned bytes
-	d := (*unix.DmIoctl)(unsafe.Pointer(&words[0]))                        //nolint:gosec // the kernel's struct
+	d := (*unix.DmIoctl)(unsafe.Pointer(&words[0]))                       //nolint:gosec // the kernel's struct
 	d.Version = [3]uint32{4, 0, 0}
 	d.Data_size, d.Data_start = uint32(len(buf)), uint32(headerSize) //nolint:gosec // bounded above
 	d.Target_count = uint32(len(table))                              //nolint:gosec // bounded above
@@ -195,7 +195,7 @@ func (d *Device) failed(what string, err error) error {
 	case errors.Is(err, unix.ENXIO):
 		kind = fault.NotFound
 	}
-	return fault.New(kind, "Look into the kernel's log.", "%s device %s: %w", what, d.name, err)
+	return fault.New(kind, "Look into the kernel's log; a disk with holes needs the module dm-zero.", "%s device %s: %w", what, d.name, err)
 }
 
 // Replace changes the table. Requests wait meanwhile; those under way end first, and a file system on the device is flushed.

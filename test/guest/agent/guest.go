@@ -20,8 +20,9 @@ import (
 
 // Guest is what the test asks for. The methods on volumes are the CSI node service's calls, as the kubelet makes them.
 type Guest struct {
-	node   *driver.Node
-	kernel guest.Kernel
+	node    *driver.Node
+	kernel  guest.Kernel
+	running *running
 }
 
 // Ready answers.

@@ -66,3 +66,11 @@ type Answer struct {
 	Attachments []host.Attachment
 	Want        guest.Want
 }
+
+// Command is a run of vmdkctl in the guest, until its device is removed.
+type Command struct {
+	Args   []string // of vmdkctl
+	Device string   // in its answer: the device that it made
+	Output string   // in its answer: everything that it printed
+	Code   int      // in its answer: the exit code
+}
