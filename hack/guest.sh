@@ -50,6 +50,6 @@ kernel=$(apt-cache depends --important linux-image-amd64 | sed -n 's/^ *Depends:
 [ -n "$kernel" ] || die "apt knows no Debian kernel (package linux-image-amd64)"
 # A machine that is up to date always has the same; the rest of the key is what the tree is made of.
 dir=$CACHE_DIR/guest-$(hash_of "=$kernel" "=$(apt-cache policy "$kernel" | sed -n 's/^ *Candidate: //p')" \
-  "=$(dpkg-query -W -f '${Package} ${Version}\n' util-linux e2fsprogs xfsprogs libc6)" "$HACK_DIR/guest.sh")
+  "=$(dpkg-query -W -f '${Package} ${Version}\n' util-linux e2fsprogs xfsprogs libc6)" "$HACK_DIR/guest.sh" "$HACK_DIR/lib/image.sh")
 cache_fill "$dir" guest_fill "$kernel" >&2
 printf '%s\n' "$dir"

@@ -12,7 +12,8 @@
 // run directory, which the machine's restart empties, as a real bus would be. Its mutex guards the file;
 // it is held while the file is read and written, and no goroutine is started.
 //
-// hotaddtest is the conformance suite of the port. Adapters for real buses are hotadd/qemu and hotadd/vsphere (floor 5).
+// hotaddtest is the conformance suite of the port. Adapters for real buses are hotadd/qemu and hotadd/vsphere (floor 5); hotadd/guest
+// is the side of the machine that gets the disks. test/guest puts all of it together in a real machine.
 //
 // Floor 2: it imports pkg/fault and the standard library only.
 package hotadd
