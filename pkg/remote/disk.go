@@ -65,11 +65,7 @@ func OpenDisk(ctx context.Context, c DiskConfig) (*Disk, error) {
 	d := &Disk{c: c, client: NewClient(c.ClientConfig), session: time.Now().UnixNano(), asks: make(chan *ask), done: make(chan struct{})}
 	d.c.Log = d.client.c.Log
 	d.close = sync.OnceValue(d.shut)
-	if _, err := d.client.open(ctx, d.body(true)); err != nil {
-		d.client.Close()
-		return nil, err
-	}
-	w, err := d.first(ctx)
+	w, err := d.begin(ctx)
 	if err != nil {
 		d.client.Close()
 		return nil, err
@@ -80,6 +76,25 @@ func OpenDisk(ctx context.Context, c DiskConfig) (*Disk, error) {
 	d.tell()
 	go d.keep()
 	return d, nil
+}
+
+// busyTime is how long an opening waits for another operation on the disk.
+const busyTime = 10 * time.Second
+
+// begin opens the disk at the server, and is the way that it begins with.
+func (d *Disk) begin(ctx context.Context) (*way, error) {
+	busy, cancel := context.WithTimeout(ctx, busyTime)
+	defer cancel()
+	var last time.Duration
+	for {
+		_, err := d.client.open(ctx, d.body(true))
+		if err == nil {
+			return d.first(ctx)
+		}
+		if !errors.Is(err, fault.InProgress) || !pause(busy, &last) {
+			return nil, err
+		}
+	}
 }
 
 // first is the way that an open disk begins with.
