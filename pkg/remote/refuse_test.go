@@ -113,6 +113,33 @@ func TestTickets(t *testing.T) {
 	}
 }
 
+// While a read-write map is out nothing is served by NBD, not even to the node that has it, and no other node opens the disk, also not
+// at a server that was started anew and knows its node no more.
+func TestMapKeepsOthersOut(t *testing.T) {
+	r := newRig(t)
+	id := r.create("v", host.EagerZeroedThick)
+	c, _ := r.config(id, "node1")
+	only := r.peers[0]
+	c.Peers = func(context.Context) ([]string, error) { return []string{only}, nil } // it does not find the next one
+	d := r.open(c)
+	r.becomes(d, remote.SAN)
+	api := r.api("node1")
+	ticket, address, err := api.Ticket(ctx, id)
+	must(t, err)
+	n, err := nbd.Connect(ctx, nbd.ClientOptions{Network: "tcp", Address: address, Export: ticket, TLS: api.TLS()})
+	isKind(t, "NBD beside a map", err, fault.Unavailable)
+	if err == nil {
+		_ = n.Close()
+	}
+	r.kill()
+	r.start()
+	_, err = r.api("node2").OpenVolume(ctx, id, false)
+	isKind(t, "another node, at another server", err, fault.InUse)
+	must(t, r.api("node1").CloseVolume(ctx, id))
+	_, err = r.api("node2").OpenVolume(ctx, id, false)
+	must(t, err, r.api("node2").CloseVolume(ctx, id))
+}
+
 // Two nodes cannot have one disk, two sessions of a node neither: the later one takes over what the first had.
 func TestOneUser(t *testing.T) {
 	r := newRig(t)
