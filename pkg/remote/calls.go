@@ -95,7 +95,12 @@ func (c *Client) OpenVolume(ctx context.Context, id string, readOnly bool) (Open
 	return r.Opened, err
 }
 
+// callTime bounds a call on behalf of a disk that is in use: a server that stands still may have a successor.
+const callTime = 30 * time.Second
+
 func (c *Client) open(ctx context.Context, b diskBody) (r openedBody, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	err = c.ask(ctx, pathOpen, &b, &r)
 	return r, err
 }
@@ -107,6 +112,8 @@ func (c *Client) CloseVolume(ctx context.Context, id string) error {
 }
 
 func (c *Client) getMap(ctx context.Context, b diskBody, check bool) (*san.Map, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	var r mappedBody
 	err := c.ask(ctx, pathMap, &mapBody{diskBody: b, Check: check}, &r)
 	return r.Map, err
@@ -122,17 +129,23 @@ var _ san.Client = mapClient{}
 
 // Renew implements san.Client.
 func (m mapClient) Renew(ctx context.Context, grant, generation uint64, digest string) (r san.Renewal, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	err = m.c.ask(ctx, pathRenew, &grantBody{ID: m.volume, Grant: grant, Generation: generation, Digest: digest}, &r)
 	return r, err
 }
 
 // Return implements san.Client.
 func (m mapClient) Return(ctx context.Context, grant, generation uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	return m.c.ask(ctx, pathReturn, &grantBody{ID: m.volume, Grant: grant, Generation: generation}, &none{})
 }
 
 // abandon returns a map whose LUN could not be flushed.
 func (m mapClient) abandon(ctx context.Context, grant, generation uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	return m.c.ask(ctx, pathReturn, &grantBody{ID: m.volume, Grant: grant, Generation: generation, Unflushed: true}, &none{})
 }
 

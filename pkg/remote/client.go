@@ -91,6 +91,9 @@ func (c *Client) ask(ctx context.Context, path string, body interface{ common() 
 		err := c.post(ctx, last, path, b, result)
 		var elsewhere errElsewhere
 		if !errors.As(err, &elsewhere) {
+			if errors.Is(err, fault.Timeout) { // it may stand still, and another one serve: the next call asks all
+				c.forget(last)
+			}
 			return err
 		}
 		c.c.Log.Debug("remote: the server is not there any more", "peer", last, "err", err)
@@ -105,6 +108,14 @@ func (c *Client) ask(ctx context.Context, path string, body interface{ common() 
 		return elsewhere.error
 	}
 	return err
+}
+
+func (c *Client) forget(peer string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == peer {
+		c.last = ""
+	}
 }
 
 // find asks all peers who serves the datastore.

@@ -129,10 +129,10 @@ func (d *Disk) wantsSAN() bool {
 func (d *Disk) stateOf(w *way) State {
 	s := State{Transport: w.name, Size: w.Size()}
 	for _, n := range d.c.Order {
-		switch {
-		case n == w.name:
+		switch n {
+		case w.name:
 			return s
-		case n == SAN:
+		case SAN:
 			s.Skipped = append(s.Skipped, Skip{n, d.why})
 		default:
 			s.Skipped = append(s.Skipped, Skip{n, fault.New(fault.Unsupported, "", "disks of datastore %s are reached by %s or %s", d.c.Datastore, SAN, NBD)})

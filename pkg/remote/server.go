@@ -52,6 +52,9 @@ func NewServer(c ServerConfig) *Server {
 // shutdownTime is how long calls that are under way may still take when the server ends.
 const shutdownTime = 5 * time.Second
 
+// maxConnections of NBD: four for a disk, of a thousand disks.
+const maxConnections = 4096
+
 // Serve answers until ctx ends; all connections are closed and no request runs any more when it returns. Disks that are open stay so:
 // the Datastore is the caller's to close. It takes the listeners over.
 func (s *Server) Serve(ctx context.Context, control, nbdListener net.Listener) error {
@@ -59,7 +62,7 @@ func (s *Server) Serve(ctx context.Context, control, nbdListener net.Listener) e
 	config.MinVersion, config.NextProtos = tls.VersionTLS13, []string{"http/1.1"}
 	web := &http.Server{Handler: s.mux, ReadHeaderTimeout: 20 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug)}
-	blocks := nbd.NewServer(s.tickets, nbd.ServerOptions{TLS: s.c.TLS, Log: s.c.Log})
+	blocks := nbd.NewServer(s.tickets, nbd.ServerOptions{TLS: s.c.TLS, Log: s.c.Log, MaxConnections: maxConnections})
 	ended := make(chan error, 2)
 	go func() { ended <- web.Serve(tls.NewListener(control, config)) }()
 	go func() { ended <- blocks.Serve(nbdListener) }()
@@ -107,7 +110,7 @@ func answer[B any, R any, P request[B]](s *Server, path string, do func(ctx cont
 	s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
 		defer s.calls.Done()
-		status, result := http.StatusOK, any(nil)
+		var result any
 		c, status, err := understand[B, P](s, r)
 		if err == nil {
 			result, err = do(r.Context(), c)
