@@ -76,15 +76,20 @@ func (s *Server) Serve(ctx context.Context, control, nbdListener net.Listener) e
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
 	err = errors.Join(err, blocks.Close(over)) // kills: clients come again and find the successor
-	slow, cancel := context.WithTimeout(context.Background(), shutdownTime)
-	defer cancel()
-	if web.Shutdown(slow) != nil {
-		_ = web.Close()
+	_ = web.Shutdown(over)                     // closes the listener, and what is idle
+	ran := make(chan struct{})
+	go func() { s.calls.Wait(); close(ran) }()
+	slow := time.NewTimer(shutdownTime)
+	defer slow.Stop()
+	select {
+	case <-ran:
+	case <-slow.C:
 	}
+	_ = web.Close() // also what a client has dialled and not used: Shutdown waits for that
 	for range left {
 		err = errors.Join(err, <-ended)
 	}
-	s.calls.Wait()
+	<-ran
 	if ctx.Err() != nil {
 		return nil
 	}
