@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +88,7 @@ type machine struct {
 	tls     *tls.Config
 	client  *remote.Client
 	mute    func()
+	dead    atomic.Bool
 	stop    context.CancelFunc // of the owner
 	stopped chan struct{}
 	log     *slog.Logger
@@ -136,7 +138,7 @@ func (m *machine) ownerConfig() lun.OwnerConfig {
 			Margin: 100 * time.Millisecond},
 		Open: func(context.Context) (fsx.File, []string, error) {
 			f, err := fsx.OpenDevice(m.r.path, fsx.ReadWrite|fsx.Direct)
-			return f, nil, err
+			return mortal{f, &m.dead}, nil, err
 		},
 		Acquire: func(ctx context.Context, f fsx.File) (lun.Lease, error) {
 			return lunlease.Acquire(ctx, f, lunlease.Me{Host: m.name}, lunlease.Options{Expiry: time.Second, Log: m.log})
@@ -153,6 +155,20 @@ func (m *machine) serve() {
 	go func() { defer close(m.stopped); m.owner.Run(ctx) }()
 	m.r.t.Cleanup(m.quit)
 	eventually(m.r.t, m.name+" owns the LUN", func() bool { _, err := m.owner.Server(); return err == nil })
+}
+
+// serves are the disks that nodes have of this server.
+func (m *machine) serves() (ids []string) {
+	s, err := m.owner.Server()
+	must(m.r.t, err)
+	list, _, err := s.List(m.r.t.Context(), 0, "")
+	must(m.r.t, err)
+	for _, d := range list {
+		if len(d.Attachments) > 0 {
+			ids = append(ids, d.ID)
+		}
+	}
+	return ids
 }
 
 // quit gives the LUN back.

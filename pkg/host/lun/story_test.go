@@ -232,3 +232,54 @@ func TestSnapshotTurnsToNBD(t *testing.T) {
 	}
 	b.detach(d.ID)
 }
+
+// The metadata server dies while disks are written, one by its LUN and one, with a snapshot, over NBD: another machine takes over,
+// nobody hears of an error, and nothing that was answered is lost. Before the nodes have come back it gives their disks to nobody, and
+// what changes a disk finds the map that is out.
+func TestServerDies(t *testing.T) {
+	r := newRig(t)
+	first, second, a, b := r.start("mds-1"), r.start("mds-2"), r.start("node-a"), r.start("node-b")
+	first.serve()
+	x, y := a.create("x"), a.create("y")
+	snap, err := b.CreateSnapshot(t.Context(), host.SnapshotSpec{Name: "s", Disk: y.ID})
+	must(t, err)
+	_, wx := a.attach(x.ID)
+	_, wy := a.attach(y.ID)
+	if tx, ty := a.transport(x.ID), a.transport(y.ID); tx != remote.SAN || ty != remote.NBD {
+		t.Fatalf("reached by %s and %s", tx, ty)
+	}
+	writers := []*writer{writing(t, wx), writing(t, wy)}
+	for round, m := range []*machine{first, second} {
+		next := []*machine{second, r.start("mds-3")}[round]
+		go m.kill()
+		next.serve()
+		if got := next.serves(); len(got) != 2 {
+			t.Fatalf("round %d: the next server knows of %v", round, got)
+		}
+		_, err := b.Attach(t.Context(), host.AttachRequest{ID: x.ID}, hosttest.NoKernel(t, x.ID).Device())
+		kind(t, err, fault.InUse, "attach of another node's disk")
+		kind(t, b.Delete(t.Context(), y.ID), fault.InUse, "delete of another node's disk")
+		write(t, wx, int64(round)*8192, byte(10+round))
+		write(t, wy, int64(round)*8192, byte(20+round))
+	}
+	eventually(t, "a snapshot of the mapped disk", func() bool { // whose map may be out until its lease is over
+		_, err := b.CreateSnapshot(t.Context(), host.SnapshotSpec{Name: "t", Disk: x.ID})
+		return err == nil
+	})
+	write(t, wx, 4096*4, 30)
+	for _, w := range writers {
+		w.end()
+	}
+	must(t, b.DeleteSnapshot(t.Context(), snap.ID), b.DeleteSnapshot(t.Context(), host.SnapshotID("t")))
+	eventually(t, "both disks are reached by the LUN again", func() bool { return a.transport(x.ID) == remote.SAN && a.transport(y.ID) == remote.SAN })
+	a.detach(x.ID)
+	a.detach(y.ID)
+	_, wx = b.attach(x.ID)
+	_, wy = b.attach(y.ID)
+	check(t, wx, 8192, 11)
+	check(t, wx, 4096*4, 30)
+	check(t, wy, 0, 20)
+	check(t, wy, 8192, 21)
+	b.detach(x.ID)
+	b.detach(y.ID)
+}
