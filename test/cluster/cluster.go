@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,15 @@ func StateDir() string {
 
 // SharedDir is the shared datastore, of this cluster alone.
 func SharedDir() string { return filepath.Join(StateDir(), "shared-e2e") }
+
+// LUNFile is the LUN that the nodes share: a file, in a directory of its own, so that it can be hidden from a node.
+func LUNFile() string { return filepath.Join(SharedDir(), "lun", "lun.img") }
+
+// LUNDir is LUNFile's directory as the nodes see it.
+const LUNDir = "/var/lib/vmdk-csi/shared/lun"
+
+// Vmdkctl is the program, once the cluster is up.
+func Vmdkctl() string { return filepath.Join(StateDir(), "vmdkctl") }
 
 // Repo is the root of the tree: the nearest directory above the working directory with a go.mod.
 func Repo() string {
@@ -72,6 +82,9 @@ func Up(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	if err := mountSpecial(ctx, env); err != nil {
+		return err
+	}
+	if err := makeLUN(ctx); err != nil {
 		return err
 	}
 	tag, err := script(ctx, out, "hack/images.sh", "--version")
@@ -166,6 +179,36 @@ grep -q " $PWD/frozen " /proc/mounts || mount -t tmpfs -o ro,size=64m frozen fro
 		if err != nil {
 			return fmt.Errorf("mount the special file systems on %s: %w: %s", n, err, b)
 		}
+	}
+	return nil
+}
+
+// lunSize is enough for what the tests have on the LUN at once.
+const lunSize = 3 << 30
+
+// makeLUN makes the LUN that the datastore "lun" is on. One that a kept cluster uses stays as it is.
+func makeLUN(ctx context.Context) error {
+	build := exec.CommandContext(ctx, "go", "build", "-o", Vmdkctl(), "./cmd/vmdkctl")
+	build.Dir, build.Env = Repo(), append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build vmdkctl: %w: %s", err, b)
+	}
+	if _, err := run(ctx, nil, Vmdkctl(), "lun", "check", LUNFile()); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(LUNFile()), 0o755); err != nil {
+		return fmt.Errorf("the LUN's directory: %w", err)
+	}
+	// Not a new file: a node that has the old one open would go on with that.
+	f, err := os.OpenFile(LUNFile(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("the LUN: %w", err)
+	}
+	if err := errors.Join(f.Truncate(0), f.Truncate(lunSize), f.Close()); err != nil {
+		return fmt.Errorf("the LUN: %w", err)
+	}
+	if b, err := run(ctx, nil, Vmdkctl(), "lun", "format", LUNFile()); err != nil {
+		return fmt.Errorf("format the LUN: %w: %s", err, b)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vmdk-csi/vmdk-csi/test/cluster"
@@ -57,6 +58,14 @@ func TestPods(t *testing.T) {
 // TestRestarts is what every pod of the cluster would notice.
 func TestRestarts(t *testing.T) { restarts(t) }
 
+// TestLUN is disks on a LUN, which nodes reach by themselves or through another. Its parts take hosts and paths away from each other.
+func TestLUN(t *testing.T) {
+	t.Run("Moves", lunMoves)
+	t.Run("Snapshots", lunSnapshots)
+	t.Run("Hidden", lunHidden)
+	t.Run("ServerDies", lunServerDies)
+}
+
 // TestZNothingLeft runs last.
 func TestZNothingLeft(t *testing.T) { nothingLeft(t) }
 
@@ -81,6 +90,9 @@ func nothingLeft(t *testing.T) {
 				t.Errorf("left behind: %s", filepath.Join(r, dir, f.Name()))
 			}
 		}
+	}
+	if out := e.host(cluster.Vmdkctl(), "lun", "ls", "-R", cluster.LUNFile()); strings.Contains(out, "vd-") {
+		t.Errorf("left behind on the LUN: %s", out)
 	}
 	for _, w := range e.workers() {
 		// Other suites of this machine have disks too: a device's file is named after disk and node.

@@ -382,19 +382,34 @@ func (e *env) raw(d *disk) string {
 	e.t.Helper()
 	e.detached(d.Name)
 	links := e.disk(d.Name).Status.Links
-	out := filepath.Join(e.t.TempDir(), "disk.raw")
-	e.host("qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(e.files(d), links[len(links)-1].Name), out)
+	dir := e.t.TempDir()
+	out := filepath.Join(dir, "disk.raw")
+	files := ""
+	if d.Spec.Datastore == "lun" {
+		// Of a copy: on this machine the owner's lock keeps others away, as it would not on another.
+		files = filepath.Join(dir, "exported")
+		e.host("cp", "--sparse=always", cluster.LUNFile(), filepath.Join(dir, "lun"))
+		e.host(cluster.Vmdkctl(), "lun", "export", filepath.Join(dir, "lun"), d.Name, files)
+	} else {
+		files = e.files(d)
+	}
+	e.host("qemu-img", "convert", "-f", "vmdk", "-O", "raw", filepath.Join(files, links[len(links)-1].Name), out)
 	return out
 }
 
 // host runs a program on this machine.
 func (e *env) host(argv ...string) string {
 	e.t.Helper()
-	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	out, err := tryHost(argv...)
 	if err != nil {
 		e.t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(out)
+}
+
+func tryHost(argv ...string) (string, error) {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	return string(out), err
 }
 
 // events are the messages of the object's events.
