@@ -294,8 +294,18 @@ type Attachment struct {
 type Skipped struct {
 	Transport string `json:"transport"`
 	Reason    string `json:"reason"` // with the remedy
-	// Kind of the reason. Unsupported, Precondition, InProgress: nothing is wrong, the disk's or the datastore's state rules it out.
+	// Kind of the reason.
 	Kind fault.Kind `json:"kind,omitempty"`
+}
+
+// ByDesign says that nothing is wrong: the kind of the datastore or the state of the disk rules the transport out (it has
+// snapshots, its map was recalled for a change, another node has it).
+func (s Skipped) ByDesign() bool {
+	switch s.Kind {
+	case fault.Unsupported, fault.Precondition, fault.InProgress, fault.InUse:
+		return true
+	}
+	return false
 }
 
 // NotUsed is a transport that was skipped for a reason.

@@ -37,6 +37,8 @@ type Holder struct {
 	told      map[string]time.Time // id -> of the trouble that was told last
 	ways      map[string]string    // id -> what served it when that was told last (way)
 	fallbacks int64
+	unsettled map[string]time.Time // id -> since when it is reached otherwise, which is not told yet
+	settle    time.Duration        // settleTime; tests do not wait
 }
 
 // How often hostd is asked, and how long it may take. An attached disk survives hostd's death for as long as the kernel's
@@ -56,7 +58,8 @@ func NewHolder(hostd Hostd, hasDevice func(id string) (bool, error), recorder Re
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Holder{hostd: hostd, hasDevice: hasDevice, recorder: recorder, log: log, held: map[string]host.Held{},
-		busy: map[string]string{}, told: map[string]time.Time{}, ways: map[string]string{}, lost: true}
+		busy: map[string]string{}, told: map[string]time.Time{}, ways: map[string]string{},
+		unsettled: map[string]time.Time{}, settle: settleTime, lost: true}
 }
 
 // Run keeps the Holder and hostd the same until ctx ends.

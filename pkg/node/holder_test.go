@@ -169,8 +169,15 @@ func TestHolderTellsTransports(t *testing.T) {
 		}
 	}
 	want("as attached")
-	m.reach("nbd", host.Skipped{Transport: "san", Reason: "it has snapshots"})
-	want("fell back", "nbd san")
+	recalled := host.Skipped{Transport: "san", Reason: "the map was recalled", Kind: fault.Precondition}
+	m.reach("nbd", recalled)
+	want("for a moment")
+	m.reach(a.Transport)
+	want("and back")
+	m.reach("nbd", recalled)
+	h.settle = 0
+	want("for longer", "nbd san")
+	h.settle = time.Hour
 	m.reach("nbd", host.Skipped{Transport: "san", Reason: "the LUN is away"})
 	want("another reason", "nbd san")
 	end := h.detaching(a.ID)
@@ -178,8 +185,10 @@ func TestHolderTellsTransports(t *testing.T) {
 	want("while it is being detached", "nbd san")
 	end()
 	want("restored", "nbd san", "san")
-	if by, n := h.Transports(); by[a.ID] != "san" || n != 1 {
-		t.Errorf("reached by %v, %d fallbacks; want san, 1", by, n)
+	m.reach("nbd", host.Skipped{Transport: "san", Reason: "the LUN is away", Kind: fault.NotFound})
+	want("something is wrong", "nbd san", "san", "nbd san")
+	if by, n := h.Transports(); by[a.ID] != "nbd" || n != 2 {
+		t.Errorf("reached by %v, %d fallbacks; want nbd, 2", by, n)
 	}
 }
 

@@ -3,10 +3,16 @@ package node
 import (
 	"context"
 	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
+
+// settleTime is how long a disk must be reached otherwise, for a reason that is nobody's concern, until that is told: a map that is
+// recalled for a change of the disk comes back within seconds, or what keeps it away is known by then.
+const settleTime = 7 * time.Second
 
 // tellWays notes on the objects that a disk is reached by another transport than before: it changes while the disk is open,
 // because of snapshots, or when a LUN goes away and comes back. What hostd said of a disk that was detached and attached since
@@ -18,13 +24,29 @@ func (h *Holder) tellWays(ctx context.Context, all []host.Attachment) {
 	for _, a := range all {
 		listed[a.ID] = true
 		mine, ok := h.held[a.ID]
-		if !ok || h.busy[a.ID] != "" || !mine.Attachment.Since.Equal(a.Since) || h.ways[a.ID] == way(a) {
+		if !ok || h.busy[a.ID] != "" || !mine.Attachment.Since.Equal(a.Since) {
 			continue
 		}
+		if h.ways[a.ID] == way(a) {
+			delete(h.unsettled, a.ID)
+			continue
+		}
+		if len(a.Skipped) > 0 && !slices.ContainsFunc(a.Skipped, func(s host.Skipped) bool { return !s.ByDesign() }) {
+			began, ok := h.unsettled[a.ID]
+			if !ok {
+				began = time.Now()
+				h.unsettled[a.ID] = began
+			}
+			if time.Since(began) < h.settle {
+				continue
+			}
+		}
+		delete(h.unsettled, a.ID)
 		h.noteWay(a)
 		h.recorder.Attached(ctx, a)
 	}
 	maps.DeleteFunc(h.ways, func(id, _ string) bool { return !listed[id] && h.busy[id] == "" })
+	maps.DeleteFunc(h.unsettled, func(id string, _ time.Time) bool { return !listed[id] })
 }
 
 // noteWay keeps what serves a disk now; the caller holds mu. To fall back is to have more transports that do not serve.

@@ -5,13 +5,8 @@ import (
 	"strings"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
-	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 )
-
-// byDesign are the kinds of reasons that nobody has to do anything about: the disk has snapshots, another node has the map, the
-// datastore is of another kind. They make a Normal event.
-var byDesign = []fault.Kind{fault.Unsupported, fault.Precondition, fault.InProgress, fault.InUse}
 
 // sayTransport makes an event of a change of what serves a disk here: one each time that it is not the transport asked for
 // first, or is it again. have is what the object said before, nil for nothing.
@@ -26,7 +21,7 @@ func (r *recorder) sayTransport(vd *v1alpha1.VirtualDisk, have *v1alpha1.DiskAtt
 	warning := false
 	var why []string
 	for _, s := range now.Skipped {
-		warning = warning || !slices.Contains(byDesign, s.Kind)
+		warning = warning || !s.ByDesign()
 		why = append(why, s.Transport+": "+s.Reason)
 	}
 	r.say(vd, warning, "TransportFallback", "node "+r.node+" reaches the disk by "+now.Transport+insteadOf(have)+"; not by "+strings.Join(why, "; not by "))
