@@ -64,7 +64,7 @@ func lunSnapshots(t *testing.T) {
 	e.snapshot("s", "c", "e2e")
 	e.ready("s")
 	e.reachedBy(d.Name, node, "nbd", "san")
-	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by nbd, before by san")
+	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by nbd, before by san", "has snapshots")
 	load.turns(1)
 	e.claim(claim{Name: "r", Class: "e2e-lun", Snapshot: "s"})
 	e.pod(pod{Name: "r", Claim: "r", Script: listing + "\nwhile :; do sleep 1; done"})
@@ -281,7 +281,7 @@ func (l *fioLoad) end() {
 
 func fioTurn(file string, seed int) (string, error) {
 	return tryHost("fio", "--name=load", "--filename="+file, "--rw=randwrite", "--bs=4k", "--size=24m", "--direct=1", "--ioengine=libaio", "--iodepth=8",
-		"--verify=crc32c", "--verify_fatal=1", "--verify_async=0", fmt.Sprint("--randseed=", seed), "--rate_iops=1500", "--minimal")
+		"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", fmt.Sprint("--randseed=", seed), "--rate_iops=1500", "--minimal")
 }
 
 // podRoot is the root directory of a pod's container on this machine, by the process whose arguments hold the test's namespace.

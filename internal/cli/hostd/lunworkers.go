@@ -98,6 +98,7 @@ func (w *remoteWorkers) refresh(ctx context.Context) {
 	t := time.NewTicker(refreshEvery)
 	defer t.Stop()
 	told := map[*worker.Handle]*worker.RemoteSpec{}
+	replaced := map[*worker.Handle]bool{}
 	for {
 		w.mu.Lock()
 		now := map[*worker.Handle]lun.WorkerSpec{}
@@ -105,12 +106,14 @@ func (w *remoteWorkers) refresh(ctx context.Context) {
 			if h.State().Phase == worker.Ended {
 				delete(w.live, h)
 				delete(told, h)
+				delete(replaced, h)
 				continue
 			}
 			now[h] = s
 		}
 		w.mu.Unlock()
 		for h, s := range now {
+			w.returned(ctx, h, s, replaced)
 			r, err := w.spec(ctx, s)
 			if err != nil {
 				w.l.log.Warn("a worker was not told of other hosts", "disk", s.ID, "error", err)
