@@ -6,5 +6,9 @@
 // /readyz. Stop, on SIGTERM: the socket (calls that run may finish), then the workers, whose disks whoever holds their
 // descriptors brings to the next hostd. Every goroutine belongs to one errgroup that Run waits for.
 //
+// With datastores on LUNs (host/lun) it also listens for the other hosts of those LUNs (pkg/remote), who know each other by certificates
+// that each issues itself from one authority, and tries to own each LUN once it listens. A predecessor in the same network has the
+// ports, and the LUN, until it ends. Workers of disks on LUNs are told when other hosts get other addresses, or this one another certificate.
+//
 // Top floor: it is imported by cmd alone and imports adapters.
 package hostd

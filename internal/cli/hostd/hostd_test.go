@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -67,12 +68,14 @@ func (l *log) String() string {
 // node is a machine with a run directory and a datastore.
 type node struct {
 	dir  string
+	name string
+	args []string // of serve, besides
 	port int
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{dir: t.TempDir(), port: 20000 + os.Getpid()%20000}
+	n := &node{dir: t.TempDir(), name: "node-a", port: 20000 + os.Getpid()%20000}
 	if err := os.Mkdir(n.store(), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +89,8 @@ func (n *node) start(t *testing.T, args ...string) *process {
 	t.Helper()
 	n.port++
 	p := &process{done: make(chan struct{}), log: &log{}, health: fmt.Sprintf("127.0.0.1:%d", n.port)}
-	p.cmd = exec.Command("/proc/self/exe", append([]string{"serve", "--node-name=node-a", "--socket=" + n.socket(),
+	args = append(slices.Clone(n.args), args...)
+	p.cmd = exec.Command("/proc/self/exe", append([]string{"serve", "--node-name=" + n.name, "--socket=" + n.socket(),
 		"--run-dir=" + filepath.Join(n.dir, "run"), "--datastore=a=" + n.store(), "--health-addr=" + p.health}, args...)...)
 	p.cmd.Env = append(os.Environ(), asHostd+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
@@ -311,10 +315,18 @@ func TestCommandLine(t *testing.T) {
 	for args, want := range map[string]string{
 		"serve":               "--datastore",
 		"serve --datastore=x": "NAME=PATH",
-		"serve --datastore=a=/tmp,scope=x --node-name=n --run-dir=DIR --socket=DIR/s": "scope",
-		"serve --datastore=a=/tmp/../etc --node-name=n --run-dir=DIR --socket=DIR/s":  "plain path",
-		"serve --datastore=a=/tmp --run-dir=DIR":                                      "--node-name",
-		"serve --datastore=a=/tmp --log-level=loud":                                   "--log-level",
+		"serve --datastore=a=/tmp,scope=x --node-name=n --run-dir=DIR --socket=DIR/s":                "scope",
+		"serve --datastore=a=/tmp/../etc --node-name=n --run-dir=DIR --socket=DIR/s":                 "plain path",
+		"serve --datastore=a=/tmp --run-dir=DIR":                                                     "--node-name",
+		"serve --datastore=a=/tmp --log-level=loud":                                                  "--log-level",
+		"serve --datastore=a=lun:dev/sda --node-name=n":                                              "plain absolute path",
+		"serve --datastore=a=lun: --node-name=n":                                                     "names no LUN",
+		"serve --datastore=a=lun:/dev/sda,fencing=hope --node-name=n":                                "fencing=lease-only",
+		"serve --datastore=a=lun:/dev/sda --datastore=a=/tmp --node-name=n":                          "given twice",
+		"serve --datastore=A=lun:/dev/sda --node-name=n":                                             "name of a datastore",
+		"serve --datastore=a=lun:/dev/sda --node-name=n --run-dir=DIR --socket=DIR/s":                "--tls-ca-cert",
+		"serve --datastore=a=lun:/dev/sda --node-name=n --run-dir=DIR --socket=DIR/s --peers=x":      "--peers",
+		"serve --datastore=a=lun:/dev/sda --node-name=n --run-dir=DIR --socket=DIR/s --listen-nbd=9": "--listen-nbd",
 	} {
 		c := hostd.NewCommand()
 		c.SetArgs(strings.Fields(strings.ReplaceAll(args, "DIR", t.TempDir())))
