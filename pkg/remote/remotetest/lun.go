@@ -164,7 +164,7 @@ func (s source) Open(context.Context, san.Request) (san.Subject, error) {
 	if s.refuse.Load() {
 		return nil, fault.New(fault.InProgress, "", "the disk is being changed")
 	}
-	return subject{s.LUN}, nil
+	return subject(s), nil
 }
 
 type subject struct{ *LUN }
