@@ -32,13 +32,49 @@ type Server struct {
 	c       ServerConfig
 	tickets *nbd.Tickets
 	mux     *http.ServeMux
-	calls   sync.WaitGroup // handlers that run
+	calls   calls
 
 	mu       sync.Mutex
 	attached map[key]*attached
 }
 
-// NewServer makes a server; Serve runs it.
+// calls are the handlers that run.
+type calls struct {
+	mu      sync.Mutex
+	running int
+	none    chan struct{} // not nil: no further call begins; closed when none runs
+}
+
+func (c *calls) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.none != nil {
+		return false
+	}
+	c.running++
+	return true
+}
+
+func (c *calls) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running--; c.running == 0 && c.none != nil {
+		close(c.none)
+	}
+}
+
+// end lets no call begin any more; what it returns is closed when none runs. Called once.
+func (c *calls) end() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.none = make(chan struct{})
+	if c.running == 0 {
+		close(c.none)
+	}
+	return c.none
+}
+
+// NewServer makes a server; Serve runs it, once.
 func NewServer(c ServerConfig) *Server {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -77,8 +113,7 @@ func (s *Server) Serve(ctx context.Context, control, nbdListener net.Listener) e
 	cancel()
 	err = errors.Join(err, blocks.Close(over)) // kills: clients come again and find the successor
 	_ = web.Shutdown(over)                     // closes the listener, and what is idle
-	ran := make(chan struct{})
-	go func() { s.calls.Wait(); close(ran) }()
+	ran := s.calls.end()
 	slow := time.NewTimer(shutdownTime)
 	defer slow.Stop()
 	select {
@@ -113,8 +148,10 @@ type call[B any] struct {
 // answer makes a handler: it reads the body, checks who sends it, finds the datastore, and writes what do returns.
 func answer[B any, R any, P request[B]](s *Server, path string, do func(ctx context.Context, c call[B]) (R, error)) {
 	s.mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-		s.calls.Add(1)
-		defer s.calls.Done()
+		if !s.calls.begin() {
+			panic(http.ErrAbortHandler) // the connection breaks, and the client looks elsewhere
+		}
+		defer s.calls.done()
 		var result any
 		c, status, err := understand[B, P](s, r)
 		if err == nil {
