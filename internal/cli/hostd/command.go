@@ -1,6 +1,7 @@
 package hostd
 
 import (
+	"encoding/json"
 	"io"
 	"log/slog"
 	"os"
@@ -64,7 +65,7 @@ that is attached. The node service, vmdkctl and a succeeding vmdk-hostd talk to 
 func serveCommand(lo *logOptions) *cobra.Command {
 	var o Options
 	var stores []string
-	var rate string
+	var rate, credentials string
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve the datastores of this node",
@@ -78,6 +79,9 @@ func serveCommand(lo *logOptions) *cobra.Command {
 				return err
 			}
 			if o.Datastores, o.LUNs, err = parseDatastores(stores); err != nil {
+				return err
+			}
+			if err = readCredentials(credentials, o.LUNs); err != nil {
 				return err
 			}
 			if o.ConsolidateRate, err = cli.ParseSize(rate); err != nil {
@@ -99,6 +103,7 @@ func serveCommand(lo *logOptions) *cobra.Command {
 	f.StringVar(&n.NBD, "listen-nbd", ":9809", "address for their data")
 	f.StringVar(&n.Advertise, "advertise", "", "host or address at which other hosts reach this one (default: 127.0.0.1)")
 	f.StringSliceVar(&n.Peers, "peers", nil, "where the other hosts of the LUNs answer: HOST:PORT,... or dns:NAME:PORT for all addresses of a name")
+	f.StringVar(&credentials, "lun-credentials", "", "JSON file of what iscsi:// LUNs ask for, by datastore: {\"NAME\": {\"initiator\", \"secret\", \"targetUser\", \"targetSecret\"}}")
 	f.StringVar(&n.CACert, "tls-ca-cert", "", "certificate (PEM) of the authority by which hosts of the same LUNs know each other")
 	f.StringVar(&n.CAKey, "tls-ca-key", "", "its key (PEM); hostd issues itself a certificate for its node")
 	f.StringVar(&rate, "consolidate-rate", "200MiB", "how much a merge of links copies per second at most")
@@ -166,6 +171,25 @@ func parseLUN(name, rest string) (LUN, error) {
 		return l, fault.New(fault.Invalid, "Give the plain absolute path of a device or file, or an iscsi:// URL.", "datastore %s: %q names no LUN", name, where)
 	}
 	return l, host.CheckDatastoreName(name)
+}
+
+// readCredentials gives LUNs what the file has for them. An empty path: nothing.
+func readCredentials(path string, luns []LUN) error {
+	if path == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fault.Wrap(err, "read the credentials of LUNs")
+	}
+	var all map[string]lunpath.Credentials
+	if err := json.Unmarshal(text, &all); err != nil { // whose text has no secret
+		return fault.New(fault.Invalid, "Write a JSON object with an entry for each datastore.", "the credentials of LUNs in %s: %w", path, err)
+	}
+	for i, l := range luns {
+		luns[i].Credentials = all[l.Name]
+	}
+	return nil
 }
 
 // distinct refuses a name that two datastores have; those of directories alone are host/local's to check.

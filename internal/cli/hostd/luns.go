@@ -7,13 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/local"
@@ -27,6 +27,7 @@ import (
 type LUN struct {
 	Name, Where string
 	LeaseOnly   bool // read-write maps also where no node can be cut off
+	Credentials lunpath.Credentials
 }
 
 // Network is how hosts that share LUNs reach each other.
@@ -74,41 +75,33 @@ func newLUNs(o *Options) (*luns, error) {
 	for _, d := range o.LUNs {
 		l.clients[d.Name] = remote.NewClient(remote.ClientConfig{
 			Datastore: d.Name, Node: o.Node, Peers: l.peers.list, TLS: l.auth.config(), Log: o.Log})
-		l.owners[d.Name] = lun.NewOwner(lun.OwnerConfig{
-			Server: lun.ServerConfig{Datastore: d.Name, Inner: l.inner, LeaseOnly: d.LeaseOnly},
-			Open:   func(ctx context.Context) (fsx.File, []string, error) { return openLUN(ctx, d.Where) },
-			Acquire: func(ctx context.Context, f fsx.File) (lun.Lease, error) {
-				return lunlease.Acquire(ctx, f, lunlease.Me{Host: o.Node, Address: own}, lunlease.Options{Log: o.Log})
-			},
-			Log: o.Log,
-		})
+		l.owners[d.Name] = lun.NewOwner(l.path(d, own).Owner(lun.OwnerConfig{
+			Server: lun.ServerConfig{Datastore: d.Name, Inner: l.inner}, Log: o.Log}))
 	}
 	return l, nil
 }
 
-// openLUN opens a LUN for its owner.
-func openLUN(ctx context.Context, where string) (fsx.File, []string, error) {
-	f, id, err := lunpath.Open(ctx, where, lunpath.Options{ReadWrite: true})
-	if err != nil {
-		return nil, nil, err
-	}
-	if id.Designator == "" {
-		return f, nil, nil
-	}
-	return f, []string{id.Designator}, nil
+// path is how this host reaches a LUN; own is where others reach this host.
+func (l *luns) path(d LUN, own string) lun.Path {
+	return lun.Path{Where: d.Where, Credentials: d.credentials(l.o.Node), LeaseOnly: d.LeaseOnly, Me: lunlease.Me{Host: l.o.Node, Address: own}, Log: l.log}
 }
+
+// credentials are for iscsi://: a target tells hosts apart by their names.
+func (d LUN) credentials(node string) lunpath.Credentials {
+	c := d.Credentials
+	if c.Initiator == "" {
+		c.Initiator = initiators + strings.ToLower(node)
+	}
+	return c
+}
+
+const initiators = "iqn.2026-01.io.vmdk-csi:"
 
 // datastores is what the host knows of the LUNs.
 func (l *luns) datastores() []lun.Datastore {
 	var list []lun.Datastore
 	for _, d := range l.o.LUNs {
-		list = append(list, lun.Datastore{Name: d.Name, Client: l.clients[d.Name], SAN: func(ctx context.Context) (string, error) {
-			f, id, err := lunpath.Open(ctx, d.Where, lunpath.Options{})
-			if err != nil {
-				return "", err
-			}
-			return id.Where + ", store " + id.Store, f.Close()
-		}})
+		list = append(list, lun.Datastore{Name: d.Name, Client: l.clients[d.Name], SAN: l.path(d, "").Look})
 	}
 	return list
 }

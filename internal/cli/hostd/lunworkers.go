@@ -64,7 +64,7 @@ func (w *remoteWorkers) spec(ctx context.Context, s lun.WorkerSpec) (*worker.Rem
 		Certificate: cert.cert, Key: cert.key, CA: w.l.auth.pem, ServerName: serverName}
 	for _, d := range w.l.o.LUNs {
 		if d.Name == s.Datastore && slices.Contains(s.Order, remote.SAN) {
-			r.LUNs = []string{d.Where}
+			r.LUNs, r.Credentials = []string{d.Where}, d.credentials(w.l.o.Node)
 		}
 	}
 	return r, nil

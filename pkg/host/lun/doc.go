@@ -23,6 +23,8 @@
 //     writing is of a flat disk of one link.
 //   - What was answered over NBD survives the server's death (device): a node does not write again what it was told is written.
 //   - A server that lost its lease writes nothing (lunlease.File), and cuts its clients off before their requests can fail.
+//   - With reservations (Path) a node's map ends by preempting its key, before its disk goes elsewhere. Where there are none, and the
+//     administrator did not say lease-only, there are no maps for writing.
 //   - Disks on LUNs have the base's bus, and their attachments name their datastore: that is how Sync knows whose one is.
 //   - An id is the base's unless a LUN has it. LUNs are asked where the call does not tell (host.WithDatastore) and nothing was seen.
 //

@@ -55,17 +55,17 @@ func (s *Server) Open(ctx context.Context, id, node string, readOnly bool) (remo
 }
 
 // add is the session with a node more. Kinds: InUse, Precondition.
-func (x session) add(id, node string, readOnly bool) (session, error) {
+func (s session) add(id, node string, readOnly bool) (session, error) {
 	switch {
-	case x.has(node) && x.ReadOnly == readOnly:
-		return x, nil
-	case x.has(node):
-		return x, fault.New(fault.Precondition, "Detach it first.", "disk %s is open for node %q with readOnly=%v, asked for is readOnly=%v",
-			id, node, x.ReadOnly, readOnly)
-	case len(x.Nodes) > 0 && !(x.ReadOnly && readOnly):
-		return x, fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, x.Nodes[0])
+	case s.has(node) && s.ReadOnly == readOnly:
+		return s, nil
+	case s.has(node):
+		return s, fault.New(fault.Precondition, "Detach it first.", "disk %s is open for node %q with readOnly=%v, asked for is readOnly=%v",
+			id, node, s.ReadOnly, readOnly)
+	case len(s.Nodes) > 0 && !(s.ReadOnly && readOnly):
+		return s, fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, s.Nodes[0])
 	}
-	return session{ReadOnly: readOnly, Nodes: append(slices.Clone(x.Nodes), node)}, nil
+	return session{ReadOnly: readOnly, Nodes: append(slices.Clone(s.Nodes), node)}, nil
 }
 
 // attach has the inner host open a disk that a session says nodes have. It is the disk's own again, whoever served it before.

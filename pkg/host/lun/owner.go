@@ -10,6 +10,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san"
 )
 
 // Lease is that this host owns a LUN (san/lunlease).
@@ -22,14 +23,20 @@ type Lease interface {
 	Release() error
 }
 
+// Fencing is how the owner of a LUN cuts a node off; the zero value: it cannot.
+type Fencing struct {
+	Fencer san.Fencer
+	Key    func(node string) uint64
+}
+
 // OwnerConfig of NewOwner.
 type OwnerConfig struct {
-	// Server is what is served while the LUN is this host's; LUN and IDs are filled in.
+	// Server is what is served while the LUN is this host's; LUN, IDs, Fencer and Key are filled in.
 	Server ServerConfig
 	// Open opens the LUN past the page cache; ids name it for nodes.
 	Open func(ctx context.Context) (lun fsx.File, ids []string, err error)
 	// Acquire waits until this host owns the LUN, or ctx ends.
-	Acquire func(ctx context.Context, lun fsx.File) (Lease, error)
+	Acquire func(ctx context.Context, lun fsx.File) (Lease, Fencing, error)
 	// Other tells who owns the LUN, "" if that is not known. May be nil.
 	Other func() string
 	Log   *slog.Logger
@@ -94,12 +101,12 @@ func (o *Owner) once(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, lun.Close()) }()
-	held, err := o.c.Acquire(ctx, lun)
+	held, fencing, err := o.c.Acquire(ctx, lun)
 	if err != nil {
 		return err
 	}
 	c := o.c.Server
-	c.LUN, c.IDs = held.File(), ids
+	c.LUN, c.IDs, c.Fencer, c.Key = held.File(), ids, fencing.Fencer, fencing.Key
 	serving, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	lost := fault.New(fault.Fenced, "", "the lease of the LUN is lost")

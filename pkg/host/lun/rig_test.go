@@ -22,6 +22,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
 	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunlease"
+	"github.com/vmdk-csi/vmdk-csi/pkg/san/lunpath"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
 )
@@ -50,7 +51,7 @@ func eventually(t testing.TB, what string, f func() bool) {
 // rig is a LUN and the machines that have it.
 type rig struct {
 	t        testing.TB
-	path     string // of the LUN
+	path     string // of the LUN, or its URL
 	ca       *authority
 	machines []*machine
 
@@ -70,9 +71,19 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) open() fsx.File {
 	r.t.Helper()
-	f, err := fsx.OpenDevice(r.path, fsx.ReadWrite|fsx.Direct)
+	f, _, err := lunpath.Open(r.t.Context(), r.path, lunpath.Options{ReadWrite: true, Blank: true})
 	must(r.t, err)
 	return f
+}
+
+// newRigAt is a rig on a target.
+func newRigAt(t testing.TB, url string) *rig {
+	t.Helper()
+	r := &rig{t: t, path: url, ca: newAuthority(t)}
+	f := r.open()
+	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
+	must(t, err, f.Close())
+	return r
 }
 
 // machine is a host: what a hostd is, in this process.
@@ -133,18 +144,19 @@ func (m *machine) hostd() {
 
 // ownerConfig has times for tests.
 func (m *machine) ownerConfig() lun.OwnerConfig {
-	return lun.OwnerConfig{
-		Server: lun.ServerConfig{Datastore: "lun", Inner: m.inner, LeaseOnly: true, Lease: 2 * time.Second, MaxIO: 300 * time.Millisecond,
-			Margin: 100 * time.Millisecond},
-		Open: func(context.Context) (fsx.File, []string, error) {
-			f, err := fsx.OpenDevice(m.r.path, fsx.ReadWrite|fsx.Direct)
-			return mortal{f, &m.dead}, nil, err
-		},
-		Acquire: func(ctx context.Context, f fsx.File) (lun.Lease, error) {
-			return lunlease.Acquire(ctx, f, lunlease.Me{Host: m.name}, lunlease.Options{Expiry: time.Second, Log: m.log})
-		},
-		Log: m.log,
+	p := lun.Path{Where: m.r.path, Me: lunlease.Me{Host: m.name}, Lease: lunlease.Options{Expiry: time.Second}, LeaseOnly: !lunpath.IsURL(m.r.path),
+		MaxIO: 300 * time.Millisecond, Log: m.log}
+	c := p.Owner(lun.OwnerConfig{Log: m.log,
+		Server: lun.ServerConfig{Datastore: "lun", Inner: m.inner, Lease: 2 * time.Second, MaxIO: 300 * time.Millisecond, Margin: 100 * time.Millisecond}})
+	if !p.LeaseOnly {
+		return c
 	}
+	open := c.Open
+	c.Open = func(ctx context.Context) (fsx.File, []string, error) {
+		f, ids, err := open(ctx)
+		return mortal{f, &m.dead}, ids, err
+	}
+	return c
 }
 
 // serve makes the machine the owner of the LUN, and returns when it is.
