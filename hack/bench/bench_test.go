@@ -43,6 +43,9 @@ func TestRun(t *testing.T) {
 			t.Errorf("no %q in\n%s\n%s", want, printed, written)
 		}
 	}
+	if noDevices() == "" && !strings.Contains(string(printed), "loop on the LUN") {
+		t.Errorf("no block map beside a loop device in\n%s", printed)
+	}
 	left, err := filepath.Glob(filepath.Join(dir, "vmdk-csi-bench-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)

@@ -6,7 +6,8 @@
 //	bench -docs docs/benchmarks.md write the results there as well
 //
 // Sections, one file each: pause (a snapshot under load), restore (restores, clones and full copies against capacity), merge
-// (consolidation), foreground (what a merge does to those who write), nbd (reads from vmdkctl serve and from qemu-nbd). They use the real engine and package volume in this
+// (consolidation), foreground (what a merge does to those who write), nbd (reads from vmdkctl serve and from qemu-nbd), san (a
+// disk by a block map and by a loop device on the same LUN). They use the real engine and package volume in this
 // process; pause also goes the whole way, through a worker and a loop device, where the machine lets it.
 //
 // No number fails anything: a slow machine is no defect. What fails is a measurement that measured nothing.

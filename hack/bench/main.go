@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vmdk-csi/vmdk-csi/internal/cli/vmdkctl"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export"
 	"github.com/vmdk-csi/vmdk-csi/pkg/export/fuse"
 	"github.com/vmdk-csi/vmdk-csi/pkg/worker"
@@ -42,14 +41,15 @@ var sections = []section{
 	{"foreground", measureForeground},
 	{"convert", measureConvert},
 	{"nbd", measureNBD},
+	{"san", measureSAN},
 	{"engine", measureEngine},
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if asServer() {
-		os.Exit(vmdkctl.Main(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	if code, ok := asOther(ctx); ok {
+		os.Exit(code)
 	}
 	var err error
 	if len(os.Args) == 3 && os.Args[1] == "disk" { // a worker of the section pause

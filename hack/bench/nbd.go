@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmdk-csi/vmdk-csi/internal/cli/vmdkctl"
 )
 
 // MeasureNBD reads a chain of two links over NBD, from `vmdkctl serve` and from qemu-nbd, by the same small client, in turns.
@@ -206,5 +208,17 @@ func nbdHello(nc net.Conn) error {
 	return err
 }
 
-// AsServer makes this program be `vmdkctl serve`: it is what the section nbd starts as the other process.
-func asServer() bool { return len(os.Args) > 2 && os.Args[1] == "serve" }
+// AsOther makes this program be another process that a section has started: `vmdkctl serve`, or a node that has a map.
+func asOther(ctx context.Context) (code int, ok bool) {
+	switch {
+	case len(os.Args) > 2 && os.Args[1] == "serve":
+		return vmdkctl.Main(ctx, os.Args[1:], os.Stdout, os.Stderr), true
+	case len(os.Args) == 2 && os.Args[1] == "map":
+		if err := serveMap(ctx, os.Stdin); err != nil {
+			fmt.Fprintln(os.Stderr, "bench map:", err)
+			return 1, true
+		}
+		return 0, true
+	}
+	return 0, false
+}

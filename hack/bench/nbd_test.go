@@ -7,19 +7,17 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vmdk-csi/vmdk-csi/internal/cli/vmdkctl"
 )
 
-// TestMain makes the test binary be the server that the section nbd starts.
+// TestMain makes the test binary be the processes that sections start.
 func TestMain(m *testing.M) {
-	if asServer() {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-		code := vmdkctl.Main(ctx, os.Args[1:], os.Stdout, os.Stderr)
-		stop()
-		os.Exit(code)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	code, ok := asOther(ctx)
+	stop()
+	if !ok {
+		code = m.Run()
 	}
-	os.Exit(m.Run())
+	os.Exit(code)
 }
 
 func TestNBD(t *testing.T) {

@@ -28,15 +28,23 @@ func (b *bench) ways() (all []way, why string) {
 	if b.quick {
 		return all, "the run is a quick one"
 	}
+	if why := noDevices(); why != "" {
+		return all, why
+	}
+	return append(all, way{"loop device", newDeviceTarget}), ""
+}
+
+// NoDevices says why there can be no loop devices over FUSE files here; "": there can.
+func noDevices() string {
 	if os.Geteuid() != 0 {
-		return all, "making loop devices needs root"
+		return "making loop devices needs root"
 	}
 	for _, p := range []string{"/dev/loop-control", "/dev/fuse"} {
 		if _, err := os.Stat(p); err != nil {
-			return all, err.Error()
+			return err.Error()
 		}
 	}
-	return append(all, way{"loop device", newDeviceTarget}), ""
+	return ""
 }
 
 // PerDisk is how many snapshots one disk gets: a chain has 32 links at most.
