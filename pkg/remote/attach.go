@@ -28,6 +28,7 @@ type attached struct {
 
 	mu       sync.Mutex
 	session  int64 // of the node's OpenDisk that has it
+	seq      int64 // of its last request that said that it has no map
 	served   *Served
 	readOnly bool
 	instance string
@@ -68,7 +69,7 @@ func (s *Server) take(ctx context.Context, k key) (*attached, func(), error) {
 // enter checks the session of a request and makes it the current one. Called with the turn.
 func (s *Server) enter(ctx context.Context, a *attached, c *diskBody, maps *san.Server) error {
 	a.mu.Lock()
-	last := a.session
+	last, seq := a.session, a.seq
 	a.mu.Unlock()
 	if c.Session != 0 && c.Session < last {
 		return fault.New(fault.Fenced, "End this process: the node has opened the disk anew.", "disk %s goes on in a later session of node %s", a.volume, a.node)
@@ -78,9 +79,23 @@ func (s *Server) enter(ctx context.Context, a *attached, c *diskBody, maps *san.
 			return err
 		}
 	}
+	if c.Session > last {
+		seq = 0
+	}
+	if c.Mapless {
+		if c.Seq <= seq {
+			return fault.New(fault.InProgress, "Try again.", "a later request of the session for disk %s is answered already", a.volume)
+		}
+		seq = c.Seq
+		if mapOut(maps, a.key, false) {
+			if err := maps.Abandon(ctx, a.volume, a.node, 0, 0); err != nil {
+				return err
+			}
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.session = max(a.session, c.Session)
+	a.session, a.seq = max(a.session, c.Session), seq
 	return nil
 }
 
@@ -213,7 +228,7 @@ func (s *Server) resolve(_ context.Context, g nbd.Grant) (*nbd.Export, error) {
 	if a.served == nil || a.life.Err() != nil {
 		return nil, fault.New(fault.Unavailable, "Open it anew.", "disk %s is not open", volume)
 	}
-	if a.mapping || !a.readOnly && written(store.Maps(), a.key) {
+	if a.mapping || !a.readOnly && mapOut(store.Maps(), a.key, true) {
 		return nil, fault.New(fault.InProgress, "Return the map first.", "disk %s has a block map on node %s", volume, g.Node)
 	}
 	e := a.served.Export
@@ -235,13 +250,13 @@ func (s *Server) resolve(_ context.Context, g nbd.Grant) (*nbd.Export, error) {
 	return &e, nil
 }
 
-// written says whether the node has a read-write map.
-func written(maps *san.Server, k key) bool {
+// mapOut says whether the node has a map of the disk, or one that it may write by.
+func mapOut(maps *san.Server, k key, writing bool) bool {
 	if maps == nil {
 		return false
 	}
 	for _, o := range maps.Outstanding() {
-		if o.Volume == k.volume && o.Node == k.node && o.Mode == san.ReadWrite {
+		if o.Volume == k.volume && o.Node == k.node && (!writing || o.Mode == san.ReadWrite) {
 			return true
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
@@ -35,6 +36,7 @@ type Disk struct {
 	c       DiskConfig
 	client  *Client
 	session int64
+	seq     atomic.Int64 // of mapless
 	asks    chan *ask
 	life    context.Context //nolint:containedctx // ends with Close
 	end     context.CancelFunc
@@ -117,6 +119,13 @@ func (d *Disk) first(ctx context.Context) (*way, error) {
 
 func (d *Disk) body(fresh bool) diskBody {
 	return diskBody{ID: d.c.Volume, ReadOnly: d.c.ReadOnly, Session: d.session, Fresh: fresh}
+}
+
+// mapless is the body of a request that is made while NBD serves, or nothing does: never by two goroutines beside a request for a map.
+func (d *Disk) mapless() diskBody {
+	b := d.body(false)
+	b.Mapless, b.Seq = true, d.seq.Add(1)
+	return b
 }
 
 // wantsSAN says whether SAN is asked for before NBD.

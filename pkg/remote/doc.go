@@ -30,8 +30,9 @@
 //     refused is the reason in State.
 //  2. New requests wait; those under way end.
 //  3. NBD is flushed and its connections are closed. (Server dies: its successor is flushed, after it got what was lost.)
-//  4. The map is got. (Refused, or the LUN is gone: NBD again. The server dies after the grant: it ends when its time is over, and
-//     NBD is a pause until then; the same if our process dies, but its successor ends the grant when it opens the disk.)
+//  4. The map is got. (Refused, or the LUN is gone: NBD again. The answer is lost, with its server or on its way: who opens the disk for
+//     NBD, or asks again, says that it has no map, and the grant ends. Such a request that is late, and arrives behind one for a map, is
+//     refused by its number. Our process dies: its successor's session ends the grant.)
 //  5. Requests go on by the LUN.
 //
 // From SAN to NBD, when the map is recalled or has ended, or a request on the LUN has failed:

@@ -140,6 +140,23 @@ func TestMapKeepsOthersOut(t *testing.T) {
 	must(t, err, r.api("node2").CloseVolume(ctx, id))
 }
 
+// The answer with a map is lost: the node goes on by NBD at once, and a request that is late ends no later map.
+func TestLostMap(t *testing.T) {
+	r := newRig(t)
+	id := r.create("v", host.EagerZeroedThick)
+	api := r.api("node1")
+	must(t, api.Map(ctx, id, 1), api.Map(ctx, id, 2))
+	isKind(t, "a late request", api.Mapless(ctx, id, 1), fault.InProgress)
+	if n := len(r.mds.maps.Outstanding()); n != 1 {
+		t.Errorf("%d maps are out after a late request", n)
+	}
+	must(t, api.Mapless(ctx, id, 3))
+	if n := len(r.mds.maps.Outstanding()); n != 0 {
+		t.Errorf("%d maps are out, the node has none", n)
+	}
+	must(t, api.CloseVolume(ctx, id))
+}
+
 // Two nodes cannot have one disk, two sessions of a node neither: the later one takes over what the first had.
 func TestOneUser(t *testing.T) {
 	r := newRig(t)

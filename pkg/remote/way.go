@@ -34,7 +34,7 @@ func (d *Disk) openNBD(ctx context.Context) (*way, error) {
 	n, err := nbd.Connect(ctx, nbd.ClientOptions{Network: "tcp", TLS: d.c.TLS, Patience: d.c.Patience, Log: d.c.Log,
 		Find: func(ctx context.Context) (string, string, error) {
 			d.client.Close() // a ticket is bound to a certificate: both connections must have the one of now
-			r, err := d.client.open(ctx, d.body(false))
+			r, err := d.client.open(ctx, d.mapless())
 			return r.Address, r.Ticket, err
 		}})
 	if err != nil {
@@ -49,7 +49,7 @@ func (d *Disk) sanPath(ctx context.Context) (fsx.File, error) {
 	if d.c.OpenLUN == nil {
 		return nil, fault.New(fault.Unsupported, "Give this node a path to the LUN.", "this node has no path to a LUN")
 	}
-	m, err := d.client.getMap(ctx, d.body(false), true)
+	m, err := d.client.getMap(ctx, d.mapless(), true)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (d *Disk) sanPath(ctx context.Context) (fsx.File, error) {
 // openSAN gets a map of the disk for a LUN, which is closed if that fails. Nothing else serves the disk meanwhile.
 func (d *Disk) openSAN(ctx context.Context, lun fsx.File) (*way, error) {
 	sent := san.BootTime{}.Now()
-	m, err := d.client.getMap(ctx, d.body(false), false)
+	m, err := d.client.getMap(ctx, d.mapless(), false)
 	if err != nil {
 		return nil, errors.Join(err, lun.Close())
 	}

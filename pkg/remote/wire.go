@@ -95,13 +95,16 @@ type (
 		Free  int64 `json:"free"`
 	}
 	// diskBody names a disk as a node uses it. Session grows with every OpenDisk of a node; 0 is who only looks. Fresh begins the
-	// session: what an earlier one had is over.
+	// session: what an earlier one had is over. Mapless says that the session has no block map: one that is out was lost on its way to
+	// it. Seq grows with every request that says so, or asks for a map: what is late must not end the map of a later one.
 	diskBody struct {
 		head
 		ID       string `json:"id"`
 		ReadOnly bool   `json:"readOnly,omitempty"`
 		Session  int64  `json:"session,omitempty"`
 		Fresh    bool   `json:"fresh,omitempty"`
+		Mapless  bool   `json:"mapless,omitempty"`
+		Seq      int64  `json:"seq,omitempty"`
 	}
 	openedBody struct {
 		Opened
