@@ -10,7 +10,8 @@ import (
 // mortal is a path to the LUN that ends with its machine: whatever comes later does not reach the medium.
 type mortal struct {
 	fsx.File
-	dead *atomic.Bool
+	dead     *atomic.Bool
+	failSync *atomic.Bool // the next sync fails
 }
 
 func (f mortal) do(do func() error) error {
@@ -30,7 +31,12 @@ func (f mortal) WriteAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-func (f mortal) Datasync() error { return f.do(f.File.Datasync) }
+func (f mortal) Datasync() error {
+	if f.failSync.CompareAndSwap(true, false) {
+		return fault.New(fault.Internal, "", "the LUN's cache has lost something")
+	}
+	return f.do(f.File.Datasync)
+}
 
 func (f mortal) Punch(off, n int64) error {
 	return f.do(func() error { return f.File.Punch(off, n) })

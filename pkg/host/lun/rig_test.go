@@ -89,20 +89,20 @@ func newRigAt(t testing.TB, url string) *rig {
 // machine is a host: what a hostd is, in this process.
 type machine struct {
 	*lun.Host
-	r       *rig
-	name    string
-	dir     string
-	base    *local.Host
-	bus     hotadd.Bus
-	workers *workers
-	owner   *lun.Owner
-	tls     *tls.Config
-	client  *remote.Client
-	mute    func()
-	dead    atomic.Bool
-	stop    context.CancelFunc // of the owner
-	stopped chan struct{}
-	log     *slog.Logger
+	r              *rig
+	name           string
+	dir            string
+	base           *local.Host
+	bus            hotadd.Bus
+	workers        *workers
+	owner          *lun.Owner
+	tls            *tls.Config
+	client         *remote.Client
+	mute           func()
+	dead, failSync atomic.Bool
+	stop           context.CancelFunc // of the owner
+	stopped        chan struct{}
+	log            *slog.Logger
 }
 
 // start makes a machine whose hostd has not tried to own the LUN yet.
@@ -154,7 +154,7 @@ func (m *machine) ownerConfig() lun.OwnerConfig {
 	open := c.Open
 	c.Open = func(ctx context.Context) (fsx.File, []string, error) {
 		f, ids, err := open(ctx)
-		return mortal{f, &m.dead}, ids, err
+		return mortal{f, &m.dead, &m.failSync}, ids, err
 	}
 	return c
 }

@@ -154,7 +154,7 @@ func (s *Store) mayChange(grows int64) error {
 
 // touch notes that the next commit has something new of n. Called with mu held.
 func (s *Store) touch(n *inode, grows int64) {
-	n.changed, n.encoded = s.next, nil
+	n.changed, n.encoded, s.touched = s.next, nil, s.next
 	s.recorded += grows
 }
 
@@ -169,7 +169,7 @@ func (s *Store) durable(n *inode) bool {
 func (s *Store) Sync() error {
 	s.mu.Lock()
 	err := s.poisoned
-	dirty := slices.ContainsFunc(s.order, func(n *inode) bool { return n.changed > s.super.generation })
+	dirty := s.touched > s.super.generation
 	s.mu.Unlock()
 	if err != nil || !dirty {
 		return err

@@ -140,6 +140,7 @@ type Store struct {
 	used      *bitmap
 	held      []held
 	next      uint64 // the generation that the next commit will have
+	touched   uint64 // the generation that has the last change
 	super     super  // what is durable
 	recorded  int64  // bytes of a record of what there is now
 	poisoned  error
