@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san"
@@ -93,6 +95,9 @@ func open(ctx context.Context, where string, o Options) (fsx.File, string, error
 		flag |= fsx.Exclusive
 	}
 	lun, err := fsx.OpenDevice(where, flag)
+	if errors.Is(err, unix.EISDIR) {
+		return nil, "", fault.New(fault.Invalid, "Name a block device.", "the LUN is a directory: %w", err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", fault.New(fault.NotFound, "Check the zoning, the target's access list and the device's name on this machine.", "the LUN is missing: %w", err)
 	}
