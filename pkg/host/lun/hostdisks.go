@@ -13,6 +13,9 @@ import (
 // othersTime is how long a request that makes something waits for the other datastores to say that they have nothing of that name.
 const othersTime = time.Second
 
+// frozenTime is that while a file system stands still.
+const frozenTime = 50 * time.Millisecond
+
 // Create implements host.Disks.
 func (h *Host) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error) {
 	spec, err := spec.Normalize()
@@ -32,7 +35,7 @@ func (h *Host) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error
 	if err := ctx.Err(); err != nil {
 		return host.Disk{}, fault.Wrap(err, "create disk %s", id)
 	}
-	if name, ok := h.elsewhere(ctx, s, h.baseDisk(id), isDisk(id)); ok {
+	if name, ok := h.elsewhere(ctx, othersTime, s, h.baseDisk(id), isDisk(id)); ok {
 		return host.Disk{}, fault.New(fault.Exists, "Use another name, or delete the disk first.",
 			"disk %s exists with datastore %s, asked for is %s", id, name, spec.Datastore)
 	}
@@ -74,7 +77,7 @@ func (h *Host) sourceElsewhere(ctx context.Context, s *datastore, spec host.Disk
 	if spec.Source.Snapshot != "" {
 		base, q = h.baseSnapshot(spec.Source.Snapshot), isSnapshot(spec.Source.Snapshot)
 	}
-	if name, ok := h.elsewhere(ctx, s, base, q); ok {
+	if name, ok := h.elsewhere(ctx, othersTime, s, base, q); ok {
 		return spec.CheckSource(name, 0)
 	}
 	return nil
@@ -212,6 +215,10 @@ func (h *Host) Expand(ctx context.Context, id string, size int64) (host.Disk, er
 
 // CreateSnapshot implements host.Snapshots.
 func (h *Host) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host.Snapshot, error) {
+	wait, begun := othersTime, time.Now()
+	if spec.Frozen > 0 {
+		wait = frozenTime
+	}
 	spec, err := spec.Normalize()
 	if err != nil {
 		return host.Snapshot{}, err
@@ -221,10 +228,11 @@ func (h *Host) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host
 		return host.Snapshot{}, err
 	}
 	id := host.SnapshotID(spec.Name)
-	if name, ok := h.elsewhere(ctx, s, h.baseSnapshot(id), isSnapshot(id)); ok && (s != nil || h.hasDisk(ctx, spec.Disk)) {
+	if name, ok := h.elsewhere(ctx, wait, s, h.baseSnapshot(id), isSnapshot(id)); ok && (s != nil || h.hasDisk(ctx, spec.Disk)) {
 		return host.Snapshot{}, fault.New(fault.Exists, "Use another name, or delete the snapshot first.",
 			"snapshot %s is one of a disk in datastore %s, asked for is disk %s", id, name, spec.Disk)
 	}
+	spec.Frozen = max(0, spec.Frozen-time.Since(begun))
 	if s == nil {
 		return h.c.Base.CreateSnapshot(ctx, spec)
 	}

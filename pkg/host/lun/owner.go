@@ -37,9 +37,7 @@ type OwnerConfig struct {
 	Open func(ctx context.Context) (lun fsx.File, ids []string, err error)
 	// Acquire waits until this host owns the LUN, or ctx ends.
 	Acquire func(ctx context.Context, lun fsx.File) (Lease, Fencing, error)
-	// Other tells who owns the LUN, "" if that is not known. May be nil.
-	Other func() string
-	Log   *slog.Logger
+	Log     *slog.Logger
 }
 
 // Owner tries to be the metadata server of a LUN, and is it while it owns it.
@@ -145,7 +143,7 @@ func (o *Owner) set(s *Server, why error) {
 	o.server, o.why = s, why
 }
 
-// Server is the server while there is one here. Kind: Unavailable, with who serves or why nobody does here.
+// Server is the server while there is one here. Kind: Unavailable.
 func (o *Owner) Server() (*Server, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -155,14 +153,7 @@ func (o *Owner) Server() (*Server, error) {
 	case o.why != nil:
 		return nil, fault.New(fault.Unavailable, "Try again.", "datastore %s is not served here: %w", o.c.Server.Datastore, o.why)
 	}
-	other := ""
-	if o.c.Other != nil {
-		other = o.c.Other()
-	}
-	if other != "" {
-		return nil, fault.New(fault.Unavailable, "Try again.", "datastore %s is served by %s", o.c.Server.Datastore, other)
-	}
-	return nil, fault.New(fault.Unavailable, "Try again.", "datastore %s is not served here", o.c.Server.Datastore)
+	return nil, fault.New(fault.Unavailable, "Try again.", "datastore %s is not served here: this host does not own its LUN", o.c.Server.Datastore)
 }
 
 // Lookup is Server for a remote.Server.

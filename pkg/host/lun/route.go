@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -114,8 +115,8 @@ func (h *Host) forget(id string, err error) error {
 
 // elsewhere finds something on a datastore other than one, nil: on one that is not the base, and tells its name. What cannot be asked
 // within a moment has nothing: a LUN whose server is away must not stop work on the others.
-func (h *Host) elsewhere(ctx context.Context, not *datastore, base func(ctx context.Context) (string, error), lun question) (string, bool) {
-	ctx, cancel := context.WithTimeout(ctx, othersTime)
+func (h *Host) elsewhere(ctx context.Context, wait time.Duration, not *datastore, base func(ctx context.Context) (string, error), lun question) (string, bool) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if not != nil {
 		if name, err := base(ctx); err == nil {
