@@ -23,12 +23,18 @@ type mapEntry struct {
 }
 
 func (a *app) mapCommand() *cobra.Command {
-	return &cobra.Command{
+	var physical bool
+	cmd := &cobra.Command{
 		Use:   "map DISK",
 		Short: "Show which parts of a disk are allocated, and in which link",
 		Long: `Show which parts of a disk are allocated, in which link of its chain, and where in which file. The JSON output has the
-fields of qemu-img map --output=json. Takes no lock; of a live disk the parts are those of different moments.`,
-		Example:           "  vmdkctl map disk.vmdk\n  vmdkctl map disk.vmdk -o json",
+fields of qemu-img map --output=json. Takes no lock; of a live disk the parts are those of different moments.
+
+With --physical it shows where on the block device below the file system the disk is, so that a program that reaches the device can read
+it there. That is best effort, for ext4 and XFS: the kernel promises nothing about a file system that is mounted. What cannot be trusted
+is refused with its reason (docs/lun.md). Nothing may change the disk or its files while the places are used, and nothing may be
+written there.`,
+		Example:           "  vmdkctl map disk.vmdk\n  vmdkctl map disk.vmdk -o json\n  vmdkctl map --physical disk.vmdk -o json",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completePoints(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -42,6 +48,9 @@ fields of qemu-img map --output=json. Takes no lock; of a live disk the parts ar
 				return err
 			}
 			defer c.Close()
+			if physical {
+				return a.physicalMap(f, c)
+			}
 			var all []chain.Extent
 			for x, err := range c.Map(0, c.Size()) {
 				if err != nil {
@@ -54,6 +63,8 @@ fields of qemu-img map --output=json. Takes no lock; of a live disk the parts ar
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&physical, "physical", false, "show places on the block device below (ext4 and XFS, best effort)")
+	return cmd
 }
 
 // Columns is how wide a picture on stdout may be.
