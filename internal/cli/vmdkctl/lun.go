@@ -28,7 +28,7 @@ of a datastore without a file system of the kernel, so that nodes can be told wh
 	}
 	var l lunFlags
 	l.add(c.PersistentFlags())
-	c.AddCommand(a.lunFormatCommand(&l), a.lunInfoCommand(&l), a.lunCheckCommand(&l), a.lunListCommand(&l), a.lunExportCommand(&l),
+	c.AddCommand(a.lunFormatCommand(&l), a.lunInfoCommand(&l), a.lunCheckCommand(&l), a.lunListCommand(&l), a.lunExportCommand(&l), a.lunClearCommand(&l),
 		a.lunDeviceCommand())
 	return c
 }

@@ -49,6 +49,7 @@ func (l *lunFlags) open(ctx context.Context, where string, o lunpath.Options) (f
 		}
 		*secret = strings.TrimRight(string(text), "\r\n")
 	}
+	o.Visit = true
 	return lunpath.Open(ctx, where, o)
 }
 

@@ -1,6 +1,7 @@
 package vmdkctl
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -75,4 +76,43 @@ func TestLUNOwner(t *testing.T) {
 		t.Errorf("%+v", info.Owner)
 	}
 	r.ok("lun", "format", "--force", "lun", "--area-size", "1M")
+}
+
+// TestLUNReserved: a LUN that a host has reserved is looked at all the same, and it is freed when that host is gone for good.
+func TestLUNReserved(t *testing.T) {
+	r := newRig(t)
+	target := iscsitest.New(t, 8<<20)
+	r.ok("lun", "format", target.URL(), "--area-size", "1M")
+	lun, _, err := lunpath.Open(t.Context(), target.URL(), lunpath.Options{ReadWrite: true, Blank: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := lunlease.Options{}
+	o.Unit, o.Reset, _ = lunpath.Reservations(lun)
+	l, err := lunlease.Acquire(t.Context(), lun, lunlease.Me{Host: "node-a"}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := r.ok("lun", "info", target.URL()); !strings.Contains(out, "node-a, alive") {
+		t.Errorf("info of a reserved LUN:\n%s", out)
+	}
+	r.ok("lun", "check", target.URL())
+	r.fails(cli.ExitInUse, "node-a, which is alive", "lun", "clear-reservations", target.URL())
+	if s, err := o.Unit.State(t.Context()); err != nil || len(s.Keys) != 1 || s.Holder != lunlease.Key("node-a") {
+		t.Errorf("who looked left something behind: %+v, %v", s, err)
+	}
+	if err := errors.Join(l.Release(), lun.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.ok("lun", "clear-reservations", target.URL()); !strings.Contains(out, ": 1 registrations are gone, it was reserved by 0x564c") {
+		t.Errorf("clear: %s", out)
+	}
+	lun, _, err = lunpath.Open(t.Context(), target.URL(), lunpath.Options{})
+	if err != nil {
+		t.Fatalf("a LUN that was cleared: %v", err)
+	}
+	if err := lun.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.fails(cli.ExitFailed, "a file", "lun", "clear-reservations", target.Image)
 }

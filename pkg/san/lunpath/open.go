@@ -39,6 +39,8 @@ type Options struct {
 	Bytes     int64  // how large the LUN must be at least
 	// Key, if not 0, is registered before anything is read: a LUN that is reserved lets only registrants in.
 	Key reserve.Key
+	// Visit registers a key of its own while an iscsi:// LUN is open that others have reserved: for who only wants to look, or to clear it.
+	Visit bool
 
 	MaxIO time.Duration // the longest that a command may take through iscsi://; 0: the lease's default of 3s
 	Log   *slog.Logger  // nil: silence
@@ -70,6 +72,9 @@ func Open(ctx context.Context, where string, o Options) (fsx.File, Identity, err
 		return nil, Identity{}, err
 	}
 	var id Identity
+	if o.Visit && o.Key == 0 {
+		o.Key = visitor(lun)
+	}
 	if o.Key != 0 {
 		err = register(ctx, lun, o.Key)
 	}

@@ -2,6 +2,9 @@ package lunpath
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
 	"os"
 	"time"
 
@@ -61,6 +64,27 @@ func register(ctx context.Context, lun fsx.File, key reserve.Key) error {
 		f.registered = true
 	}
 	return nil
+}
+
+// visitors are the two highest bytes of their keys.
+const visitors = 0x5649
+
+// IsVisitor tells that a key is of who only wants to look (Options.Visit).
+func IsVisitor(k reserve.Key) bool { return k>>48 == visitors }
+
+// visitor is a key for a session of its own, 0 where none is needed, or where it would be all of this host's.
+func visitor(lun fsx.File) reserve.Key {
+	f, is := lun.(*unitFile)
+	if !is {
+		return 0
+	}
+	if _, err := f.ReadAt(fsx.AlignedBuffer(4096), 0); !errors.Is(err, fault.Fenced) {
+		return 0
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[2:]) // never fails (crypto/rand.Read)
+	b[0], b[1] = visitors>>8, visitors&0xff
+	return reserve.Key(binary.BigEndian.Uint64(b[:]))
 }
 
 // unregister takes the registration back, so that the target does not keep one for every session that ever was.
