@@ -61,6 +61,26 @@ func FromFD(fd int) (Dir, error) {
 	return &osDir{fd: fd, path: path}, nil
 }
 
+// FromFile is FromFD of a duplicate: f stays the caller's.
+func FromFile(f *os.File) (Dir, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, Failure("duplicate descriptor", f.Name(), err)
+	}
+	var fd int
+	cerr := raw.Control(func(p uintptr) {
+		fd, err = noEINTR1(func() (int, error) { return unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 3) })
+	})
+	if err := errors.Join(cerr, err); err != nil {
+		return nil, Failure("duplicate descriptor", f.Name(), err)
+	}
+	d, err := FromFD(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+	}
+	return d, err
+}
+
 // Descriptor duplicates the descriptor of a directory that OpenRoot, FromFD or their Sub opened, to hand it to
 // another process. The caller closes it. Another implementation of Dir may bring a Descriptor method of its own.
 func Descriptor(d Dir) (*os.File, error) {

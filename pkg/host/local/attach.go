@@ -18,6 +18,7 @@ import (
 // attached is a disk that this host has open. Its fields belong to who holds the disk's lock in Host.busy, but for view.
 type attached struct {
 	store *store
+	lent  bool // to another host (Lend): it has no device, and is no attachment of this node
 
 	mu     sync.Mutex
 	att    host.Attachment
@@ -83,6 +84,9 @@ func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Devi
 	}
 	defer end()
 	if a := h.get(req.ID); a != nil {
+		if a.lent {
+			return host.Attachment{}, isLent(req.ID)
+		}
 		if a.worker == nil {
 			return host.Attachment{}, fault.New(fault.Precondition, "Detach it first.", "disk %s is being detached", req.ID)
 		}
@@ -173,7 +177,7 @@ func (h *Host) serve(ctx context.Context, a *attached, o *volume.Opened, dev hos
 	// Known before it is served: whatever happens next, Detach and Handover find it.
 	h.put(a)
 	w, err := h.c.Workers.Start(ctx, WorkerSpec{
-		ID: o.ID, Dir: o.Dir, Links: o.Refs, Device: a.dev, ReadOnly: o.ReadOnly, Format: o.Format, NoLocks: o.NoLocks,
+		ID: o.ID, Datastore: a.store.cfg.Name, Lent: a.lent, Dir: o.Dir, Links: o.Refs, Device: a.dev, ReadOnly: o.ReadOnly, Format: o.Format, NoLocks: o.NoLocks,
 	}, old)
 	if err != nil {
 		h.drop(a)
@@ -189,7 +193,7 @@ func (h *Host) Attachments(context.Context) ([]host.Attachment, error) {
 		return nil, err
 	}
 	list := []host.Attachment{}
-	for _, a := range h.all() {
+	for _, a := range h.own() {
 		list = append(list, a.view())
 	}
 	return list, nil
@@ -203,7 +207,7 @@ func (h *Host) Grown(ctx context.Context, id string) (host.Attachment, error) {
 	}
 	defer end()
 	a := h.get(id)
-	if a == nil || a.worker == nil {
+	if a == nil || a.lent || a.worker == nil {
 		return host.Attachment{}, fault.New(fault.NotFound, "", "disk %s is not attached on host %q", id, h.c.Host.Host)
 	}
 	if !a.att.ReadOnly {

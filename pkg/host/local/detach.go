@@ -25,9 +25,17 @@ func (h *Host) Detach(ctx context.Context, id string) error {
 	}
 	defer end()
 	a := h.get(id)
-	if a == nil {
+	switch {
+	case a == nil:
 		return h.detachForgotten(ctx, id)
+	case a.lent:
+		return nil // not attached here
 	}
+	return h.detach(ctx, a, end)
+}
+
+func (h *Host) detach(ctx context.Context, a *attached, end func()) error {
+	id := a.att.ID
 	if a.worker != nil {
 		if err := h.stop(ctx, a); err != nil {
 			return err
@@ -46,16 +54,11 @@ func (h *Host) Detach(ctx context.Context, id string) error {
 
 // stop is steps 1 and 2.
 func (h *Host) stop(ctx context.Context, a *attached) error {
-	gone, err := h.c.DeviceGone(a.dev.Fuse, goneTime)
-	if err != nil {
-		return fault.Wrap(err, "detach disk %s", a.att.ID)
-	}
-	if !gone {
-		return fault.New(fault.InUse, "Unmount it and clear its loop device first.",
-			"disk %s: the kernel still has its device open", a.att.ID)
+	if err := h.unused(a); err != nil {
+		return err
 	}
 	before := a.worker.State()
-	err = a.worker.Stop(ctx)
+	err := a.worker.Stop(ctx)
 	switch fault.KindOf(err) {
 	case fault.Unavailable, fault.Timeout:
 		return fault.Wrap(err, "detach disk %s", a.att.ID) // it is served on: try again
@@ -75,6 +78,22 @@ func (h *Host) stop(ctx context.Context, a *attached) error {
 	return nil
 }
 
+// unused is step 1.
+func (h *Host) unused(a *attached) error {
+	if a.lent {
+		return nil // who has it let it go
+	}
+	gone, err := h.c.DeviceGone(a.dev.Fuse, goneTime)
+	if err != nil {
+		return fault.Wrap(err, "detach disk %s", a.att.ID)
+	}
+	if !gone {
+		return fault.New(fault.InUse, "Unmount it and clear its loop device first.",
+			"disk %s: the kernel still has its device open", a.att.ID)
+	}
+	return nil
+}
+
 // release is steps 3 and 4.
 func (h *Host) release(ctx context.Context, a *attached) error {
 	if !a.att.ReadOnly {
@@ -85,6 +104,9 @@ func (h *Host) release(ctx context.Context, a *attached) error {
 		if err != nil {
 			return fault.Wrap(err, "detach disk %s", a.att.ID)
 		}
+	}
+	if a.lent {
+		return nil
 	}
 	return h.freeSlot(ctx, a.att.Transport, a.att.ID)
 }

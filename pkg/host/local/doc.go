@@ -11,6 +11,7 @@
 //     only that one.
 //   - Links that nobody needs are merged in the background, one merge at a time per datastore. Whatever else is done with the
 //     disk has the merge give way first, and it goes on afterwards: nothing waits for it but its own stop.
+//   - A disk may be lent to other hosts (Lend): it is open in this process, as attached as any, but no attachment of this node.
 //   - A disk that is attached read-only gets a redo log that is thrown away: its device can be written, its files are not.
 //
 // Claims are intent, kept in a JSON file in the state directory with the identity of every datastore that was seen.

@@ -198,6 +198,11 @@ func (h *Host) all() []*attached {
 	return list
 }
 
+// own are those of this node's attachments.
+func (h *Host) own() []*attached {
+	return slices.DeleteFunc(h.all(), func(a *attached) bool { return a.lent })
+}
+
 // Datastores implements host.Datastores.
 func (h *Host) Datastores(ctx context.Context) ([]host.Datastore, error) {
 	list := make([]host.Datastore, 0, len(h.stores))

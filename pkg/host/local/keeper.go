@@ -37,7 +37,7 @@ func (h *Host) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) 
 	wg.Wait()
 	var mine []host.Held
 	defer func() { host.CloseAll(mine) }()
-	for _, a := range h.all() {
+	for _, a := range h.own() {
 		one, err := a.held()
 		if err != nil {
 			return nil, err
@@ -118,7 +118,7 @@ func (h *Host) Handover(ctx context.Context, take func(host.Held) error) (err er
 	}
 	for {
 		// Operations that began before may still attach a disk: ask again until there is none.
-		list := h.all()
+		list := h.own()
 		if len(list) == 0 {
 			if idle := h.busy.Idle(); idle {
 				h.log.Info("everything is handed over")

@@ -18,7 +18,10 @@ type Workers interface {
 
 // WorkerSpec is a disk to serve; the descriptors stay the caller's.
 type WorkerSpec struct {
-	ID       string
+	ID        string
+	Datastore string
+	// Lent: it is served in this process to other hosts, and has no device.
+	Lent     bool
 	Dir      *os.File    // the disk's directory
 	Links    []chain.Ref // base first
 	Device   host.Device
