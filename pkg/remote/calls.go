@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
@@ -76,7 +77,7 @@ func (c *Client) Space(ctx context.Context) (total, free int64, err error) {
 
 // Serving is the peer that serves the datastore now. Kinds: Unavailable, Denied.
 func (c *Client) Serving(ctx context.Context) (string, error) {
-	err := c.ask(ctx, pathServes, &emptyBody{}, &none{})
+	err := c.ask(ctx, pathServes, &servesBody{}, &servesAnswer{})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last, err
@@ -108,7 +109,14 @@ func (c *Client) open(ctx context.Context, b diskBody) (r openedBody, err error)
 // CloseVolume revokes the tickets and block maps that this node has of a disk, and has the server close and release it. The caller
 // makes sure that no worker of the disk runs here any more. Not open is closed already.
 func (c *Client) CloseVolume(ctx context.Context, id string) error {
-	return c.ask(ctx, pathClose, &idBody{ID: id}, &none{})
+	err := c.ask(ctx, pathClose, &idBody{ID: id}, &none{})
+	if errors.As(err, &errNotHeld{}) {
+		return nil
+	}
+	if err == nil {
+		c.remember(id, "")
+	}
+	return err
 }
 
 func (c *Client) getMap(ctx context.Context, b diskBody, check bool) (*san.Map, error) {

@@ -8,9 +8,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -37,7 +37,8 @@ type Client struct {
 	http *http.Client
 
 	mu   sync.Mutex
-	last string // the peer that served
+	last string            // the peer that served
+	at   map[string]string // the peer that has a disk open for this node, of a datastore that is Spread
 }
 
 const (
@@ -84,10 +85,8 @@ func (c *Client) ask(ctx context.Context, path string, body interface{ common() 
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	last := c.last
-	c.mu.Unlock()
-	if last != "" {
+	id, held := about(path, body)
+	if last := c.known(id); last != "" {
 		err := c.post(ctx, last, path, b, result)
 		var elsewhere errElsewhere
 		if !errors.As(err, &elsewhere) {
@@ -98,7 +97,7 @@ func (c *Client) ask(ctx context.Context, path string, body interface{ common() 
 		}
 		c.c.Log.Debug("remote: the server is not there any more", "peer", last, "err", err)
 	}
-	peer, err := c.find(ctx)
+	peer, err := c.find(ctx, id, held)
 	if err != nil {
 		return err
 	}
@@ -116,53 +115,13 @@ func (c *Client) forget(peer string) {
 	if c.last == peer {
 		c.last = ""
 	}
-}
-
-// find asks all peers who serves the datastore.
-func (c *Client) find(ctx context.Context) (string, error) {
-	peers, err := c.c.Peers(ctx)
-	if err != nil {
-		return "", fault.New(fault.Unavailable, "", "find who may serve datastore %s: %w", c.c.Datastore, err)
-	}
-	b, err := json.Marshal(emptyBody{head{c.c.Datastore, c.c.Node}})
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := context.WithTimeout(ctx, whoTime)
-	defer cancel()
-	type answer struct {
-		peer string
-		err  error
-	}
-	answers := make(chan answer, len(peers))
-	for _, p := range peers {
-		go func() { answers <- answer{p, c.post(ctx, p, pathServes, b, &none{})} }()
-	}
-	found := ""
-	var why []error
-	for range peers { // all of them, so that none is left behind; the first that serves ends the others
-		a := <-answers
-		switch {
-		case a.err == nil && found == "":
-			found = a.peer
-			cancel()
-		case a.err != nil:
-			why = append(why, a.err)
-		}
-	}
-	if found == "" {
-		return "", c.nobody(why)
-	}
-	c.mu.Lock()
-	c.last = found
-	c.mu.Unlock()
-	return found, nil
+	maps.DeleteFunc(c.at, func(_, at string) bool { return at == peer })
 }
 
 // nobody is why no peer serves. If all refuse us the reason is ours.
 func (c *Client) nobody(why []error) error {
 	kind, remedy := fault.Unavailable, "Try again: another host takes it over, or look why none can."
-	if len(why) > 0 && !slices.ContainsFunc(why, func(err error) bool { return !errors.Is(err, fault.Denied) }) {
+	if len(why) > 0 && allAre(why, fault.Denied) {
 		kind, remedy = fault.Denied, "Use a certificate of the cluster's authority that names this node."
 	}
 	var texts []string

@@ -7,6 +7,10 @@
 // the node of the request. Failures are faults; one with status 421 says that the datastore is served elsewhere. A Client asks the server
 // that answered last, then all peers who serves. All calls may be repeated, also to another server.
 //
+// A LUN has one server. A directory (Spread) may be served by several hosts, of which one has a disk open for the node: "serves" is asked
+// with the disk, and answered with whether it is open for the node. What goes on with a session, or ends it, goes to that host alone: until
+// it answers nobody serves. Everything else may go to any host that has the disk.
+//
 //	/v1/create delete get list expand snapshot/... space   host.Disks, host.Snapshots
 //	/v1/open     the server has the disk open for the node; a ticket for one session of NBD
 //	/v1/close    the node has no process any more that uses the disk

@@ -32,6 +32,15 @@ type Datastore interface {
 	Space(ctx context.Context) (total, free int64, err error)
 }
 
+// Spread is a Datastore whose disks several hosts may have, each its own or all the same: directories. Who asks for one is told
+// which host has it open, or has it at all.
+type Spread interface {
+	Datastore
+	// Holds says whether a disk, or the one of a snapshot, is open for a node here. Kinds: NotFound (this host does not have it at all),
+	// Unavailable (also: the datastore, which is asked for by the id "", is not ready).
+	Holds(ctx context.Context, id, node string) (bool, error)
+}
+
 // Served is a disk that is open for a node.
 type Served struct {
 	Disk  host.Disk

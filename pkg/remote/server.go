@@ -204,7 +204,14 @@ func understand[B any, P request[B]](s *Server, r *http.Request) (c call[B], sta
 
 // routes are the calls that the Datastore answers by itself; those of attached disks are beside them in attach.go.
 func (s *Server) routes() {
-	answer(s, pathServes, func(context.Context, call[emptyBody]) (none, error) { return none{}, nil })
+	answer(s, pathServes, func(ctx context.Context, c call[servesBody]) (a servesAnswer, _ error) {
+		var store Spread
+		if store, a.Spread = c.store.(Spread); a.Spread {
+			holds, err := store.Holds(ctx, c.body.ID, c.body.Node)
+			a.Holds, a.Missing = holds, fault.From(err)
+		}
+		return a, nil
+	})
 	answer(s, pathCreate, func(ctx context.Context, c call[createBody]) (any, error) { return c.store.Create(ctx, c.body.Spec) })
 	answer(s, pathDelete, func(ctx context.Context, c call[idBody]) (none, error) { return none{}, c.store.Delete(ctx, c.body.ID) })
 	answer(s, pathGet, func(ctx context.Context, c call[idBody]) (any, error) { return c.store.Get(ctx, c.body.ID) })

@@ -59,7 +59,18 @@ const (
 type (
 	none      struct{}
 	emptyBody struct{ head }
-	idBody    struct {
+	// servesBody asks whether this host serves the datastore, and of one that is Spread about a disk or snapshot.
+	servesBody struct {
+		head
+		ID string `json:"id,omitempty"`
+	}
+	servesAnswer struct {
+		Spread bool `json:"spread,omitempty"`
+		Holds  bool `json:"holds,omitempty"` // the disk is open for the node
+		// Missing is why the disk is not here at all, as far as this host knows.
+		Missing *fault.Fault `json:"missing,omitempty"`
+	}
+	idBody struct {
 		head
 		ID string `json:"id"`
 	}
