@@ -34,10 +34,10 @@ func NoSANOfDirectory() *fault.Fault {
 	return fault.New(fault.Unsupported, "Use hotadd, or a datastore of kind lun.", "the datastore is a directory; block maps need a LUN")
 }
 
-// NoNBDOfDirectory is why they are not reached through another host.
+// NoNBDOfDirectory is why a host by itself does not reach them through another one: pkg/host/lun asks the others.
 func NoNBDOfDirectory() *fault.Fault {
-	return fault.New(fault.Unsupported, "Use hotadd, or a datastore of kind lun.",
-		"the datastore is a directory; only the metadata server of a LUN serves other hosts")
+	return fault.New(fault.Unsupported, "Use hotadd, or give vmdk-hostd --tls-ca-cert and --peers on all hosts.",
+		"the datastore is a directory; this host opens its files, and knows no others that lend it disks")
 }
 
 // NoHotAddOfLUN is why the files of a LUN's store are not opened on every host.

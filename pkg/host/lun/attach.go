@@ -20,6 +20,8 @@ import (
 type attached struct {
 	store *datastore
 	order []string // of transports that were asked for
+	// before is what was asked for before NBD, of a disk in a directory.
+	before []host.Skipped
 
 	mu     sync.Mutex
 	att    host.Attachment
@@ -44,14 +46,17 @@ func (a *attached) view() host.Attachment {
 		v.Size = st.Size
 	}
 	if st.Transport != "" {
-		v.Transport, v.Skipped = st.Transport, skipped(a.order, st)
+		v.Transport, v.Skipped = st.Transport, a.skipped(st)
 	}
 	return v
 }
 
 // skipped is what was asked for before the transport that serves.
-func skipped(order []string, st WorkerState) (list []host.Skipped) {
-	for _, n := range order {
+func (a *attached) skipped(st WorkerState) (list []host.Skipped) {
+	if a.store.directory {
+		return slices.Clone(a.before)
+	}
+	for _, n := range a.order {
 		if n == st.Transport {
 			break
 		}
@@ -122,8 +127,13 @@ func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Devi
 		return host.Attachment{}, err
 	}
 	if s == nil {
-		return h.c.Base.Attach(ctx, req, dev)
+		return h.attachDirectory(ctx, req, dev)
 	}
+	return h.attachTo(ctx, &attached{store: s}, req, dev)
+}
+
+// attachTo attaches a disk that another host has open for this one.
+func (h *Host) attachTo(ctx context.Context, a *attached, req host.AttachRequest, dev host.Device) (host.Attachment, error) {
 	end, err := h.begin(req.ID, "attach")
 	if err != nil {
 		return host.Attachment{}, err
@@ -145,9 +155,15 @@ func (h *Host) Attach(ctx context.Context, req host.AttachRequest, dev host.Devi
 	if dev.Fuse == nil || dev.Table == nil {
 		return host.Attachment{}, fault.New(fault.Invalid, "", "attach of disk %s without a device", req.ID)
 	}
-	a := &attached{store: s}
 	if a.order, err = parseOrder(req.Transport); err != nil {
 		return host.Attachment{}, err
+	}
+	if a.store.directory {
+		if a.before == nil { // it is borrowed since an earlier process of this host
+			at := max(0, slices.Index(a.order, remote.NBD))
+			a.before = before(a.order[:at], fault.New(fault.InUse, "Detach it first.", "disk %s is attached through another host", req.ID))
+		}
+		a.order = []string{remote.NBD}
 	}
 	return h.attach(ctx, a, req, dev)
 }
@@ -169,8 +185,14 @@ func (h *Host) attach(ctx context.Context, a *attached, req host.AttachRequest, 
 		defer cancel()
 		return host.Attachment{}, errors.Join(err, h.c.Bus.Detach(last, req.ID))
 	}
+	if err := h.borrow(req.ID, a.store); err != nil {
+		return undo(err)
+	}
 	o, err := a.store.Client.OpenVolume(ctx, req.ID, req.ReadOnly)
 	if err != nil {
+		if !h.hadIt(d) && refused(err) {
+			err = errors.Join(err, h.borrow(req.ID, nil))
+		}
 		return undo(err)
 	}
 	a.att = host.Attachment{ID: d.ID, Host: h.c.Node, Slot: host.Slot(slot), UUID: d.UUID, Size: o.Disk.Size, ReadOnly: req.ReadOnly,
@@ -188,7 +210,11 @@ func (h *Host) attach(ctx context.Context, a *attached, req host.AttachRequest, 
 		if !h.hadIt(d) {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 			defer cancel()
-			err = errors.Join(err, a.store.Client.CloseVolume(last, req.ID))
+			cerr := a.store.Client.CloseVolume(last, req.ID)
+			if cerr == nil {
+				cerr = h.borrow(req.ID, nil)
+			}
+			err = errors.Join(err, cerr)
 		}
 		return undo(err)
 	}

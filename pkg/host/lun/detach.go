@@ -2,6 +2,7 @@ package lun
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
@@ -41,7 +42,7 @@ func (h *Host) Detach(ctx context.Context, id string) error {
 	} else if err != nil && a.lost == nil {
 		a.lost = err
 	}
-	if err := h.c.Bus.Detach(context.WithoutCancel(ctx), id); err != nil {
+	if err := errors.Join(h.borrow(id, nil), h.c.Bus.Detach(context.WithoutCancel(ctx), id)); err != nil {
 		return err
 	}
 	lost := a.lost
@@ -96,5 +97,5 @@ func (h *Host) detachForgotten(ctx context.Context, id string) error {
 	if err := s.Client.CloseVolume(ctx, id); err != nil && !notFound(err) {
 		return fault.Wrap(err, "detach disk %s", id)
 	}
-	return h.c.Bus.Detach(context.WithoutCancel(ctx), id)
+	return errors.Join(h.borrow(id, nil), h.c.Bus.Detach(context.WithoutCancel(ctx), id))
 }

@@ -44,8 +44,12 @@ type Config struct {
 	StateDir   string
 	Base       host.Host // every other datastore
 	Datastores []Datastore
-	Workers    Workers    // nil: nothing can be attached here
-	Bus        hotadd.Bus // of Base too
+	// Shares serve Base's directories to other hosts; Elsewhere asks the others about a directory of that name, which Base may not have
+	// (nil: no others are known).
+	Shares    []*Share
+	Elsewhere func(datastore string) Client
+	Workers   Workers    // nil: nothing can be attached here
+	Bus       hotadd.Bus // of Base too
 	// DeviceGone waits up to the given time for the kernel to let go of a device that a worker serves.
 	DeviceGone func(dev *os.File, wait time.Duration) (bool, error)
 	Log        *slog.Logger // nil: silent
@@ -57,17 +61,21 @@ type Host struct {
 	log    *slog.Logger
 	stores []*datastore // in order of name
 	claims claims
-	busy   kmutex.Set
+	// borrowed are the disks in directories that other hosts lend to this node.
+	borrowed borrowed
+	busy     kmutex.Set
 
 	mu       sync.Mutex
 	attached map[string]*attached
 	places   map[string]*datastore // where disks and snapshots were seen
+	others   map[string]*datastore // directories that other hosts were asked about
 	given    bool                  // handed over: no new work
 }
 
-// datastore is one of its LUNs.
+// datastore is one of its LUNs, or a directory as other hosts have it.
 type datastore struct {
 	Datastore
+	directory bool
 }
 
 var _ host.Host = (*Host)(nil)
@@ -78,13 +86,14 @@ func New(c Config) (*Host, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	h := &Host{c: c, log: c.Log, attached: map[string]*attached{}, places: map[string]*datastore{},
-		claims: claims{path: filepath.Join(c.StateDir, "lun-claims.json")}}
+		others: map[string]*datastore{}, claims: claims{path: filepath.Join(c.StateDir, "lun-claims.json")},
+		borrowed: borrowed{path: filepath.Join(c.StateDir, "borrowed.json")}}
 	for _, d := range c.Datastores {
-		h.stores = append(h.stores, &datastore{d})
+		h.stores = append(h.stores, &datastore{Datastore: d})
 	}
 	slices.SortFunc(h.stores, func(a, b *datastore) int { return strings.Compare(a.Name, b.Name) })
 	_, err := h.claims.all()
-	return h, err
+	return h, errors.Join(err, h.borrowed.check())
 }
 
 // Close closes the descriptors of attached disks, whose workers belong to Workers. Nothing is detached; Base is the caller's.
@@ -160,11 +169,11 @@ func (h *Host) all() []*attached {
 	return list
 }
 
-// seen remembers where something is, s nil: nowhere.
+// seen remembers where something is, s nil: nowhere. What is in a directory is another host's as long as it lends it.
 func (h *Host) seen(id string, s *datastore) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.places[id] = s; s == nil {
+	if h.places[id] = s; s == nil || s.directory {
 		delete(h.places, id)
 	}
 }
@@ -180,6 +189,9 @@ func (h *Host) Datastores(ctx context.Context) ([]host.Datastore, error) {
 	}
 	more := make([]host.Datastore, len(h.stores))
 	var wg sync.WaitGroup
+	for i := range list {
+		wg.Go(func() { h.overNetwork(ctx, &list[i]) })
+	}
 	for i, s := range h.stores {
 		wg.Go(func() { more[i] = h.view(ctx, s) })
 	}

@@ -45,7 +45,10 @@ func (h *Host) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, error
 		}
 	}
 	if s == nil {
-		return h.c.Base.Create(ctx, spec)
+		s = h.sourceLender(ctx, spec)
+	}
+	if s == nil {
+		return h.dressed(h.c.Base.Create(ctx, spec))
 	}
 	spec.Host = "" // every host serves it alike
 	d, err := s.Client.Create(ctx, spec)
@@ -103,6 +106,9 @@ func (h *Host) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	if s == nil {
+		if err := h.notLent(id); err != nil {
+			return err
+		}
 		if err := h.c.Base.Delete(ctx, id); err != nil || !host.ValidDiskID(id) {
 			return err
 		}
@@ -142,7 +148,7 @@ func (h *Host) Get(ctx context.Context, id string) (host.Disk, error) {
 		return host.Disk{}, err
 	}
 	if s == nil {
-		return h.c.Base.Get(ctx, id)
+		return h.dressed(h.c.Base.Get(ctx, id))
 	}
 	d, err := s.Client.Get(ctx, id)
 	if err != nil {
@@ -157,6 +163,9 @@ func (h *Host) List(ctx context.Context, max int, token string) ([]host.Disk, st
 	disks, next, err := h.c.Base.List(ctx, max, token)
 	if err != nil {
 		return nil, "", err
+	}
+	for i := range disks {
+		h.dress(&disks[i])
 	}
 	more := next != ""
 	for _, s := range h.stores {
@@ -199,7 +208,7 @@ func (h *Host) Expand(ctx context.Context, id string, size int64) (host.Disk, er
 		return host.Disk{}, err
 	}
 	if s == nil {
-		return h.c.Base.Expand(ctx, id, size)
+		return h.dressed(h.c.Base.Expand(ctx, id, size))
 	}
 	end, err := h.begin(id, "expand")
 	if err != nil {
@@ -228,9 +237,11 @@ func (h *Host) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (host
 		return host.Snapshot{}, err
 	}
 	id := host.SnapshotID(spec.Name)
-	if name, ok := h.elsewhere(ctx, wait, s, h.baseSnapshot(id), isSnapshot(id)); ok && (s != nil || h.hasDisk(ctx, spec.Disk)) {
-		return host.Snapshot{}, fault.New(fault.Exists, "Use another name, or delete the snapshot first.",
-			"snapshot %s is one of a disk in datastore %s, asked for is disk %s", id, name, spec.Disk)
+	if s == nil || !s.directory { // the host of a directory looks itself
+		if name, ok := h.elsewhere(ctx, wait, s, h.baseSnapshot(id), isSnapshot(id)); ok && (s != nil || h.hasDisk(ctx, spec.Disk)) {
+			return host.Snapshot{}, fault.New(fault.Exists, "Use another name, or delete the snapshot first.",
+				"snapshot %s is one of a disk in datastore %s, asked for is disk %s", id, name, spec.Disk)
+		}
 	}
 	spec.Frozen = max(0, spec.Frozen-time.Since(begun))
 	if s == nil {

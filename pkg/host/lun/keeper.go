@@ -33,7 +33,7 @@ func (h *Host) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) 
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, adopters)
 	for _, one := range held {
-		if h.store(one.Attachment.Datastore) == nil {
+		if h.storeOf(one.Attachment) == nil {
 			theirs = append(theirs, one)
 			continue
 		}
@@ -69,7 +69,7 @@ func (h *Host) Sync(ctx context.Context, held []host.Held) ([]host.Held, error) 
 // descriptors stay the caller's. Kinds: Precondition (it is not), NotFound, Unavailable.
 func (h *Host) Adopt(ctx context.Context, held host.Held) error {
 	att := held.Attachment
-	s := h.store(att.Datastore)
+	s := h.storeOf(att)
 	if s == nil {
 		base, ok := h.c.Base.(Adopter)
 		if !ok {
@@ -114,7 +114,9 @@ func (h *Host) adopt(ctx context.Context, s *datastore, held host.Held) error {
 	a := &attached{store: s}
 	// The server's epoch: one that was started anew has another.
 	att.Slot, att.Size, att.UUID, att.Epoch = host.Slot(slot), o.Disk.Size, d.UUID, epoch(o, att.ReadOnly)
-	if a.order, err = orderOf(att); err != nil {
+	if s.directory {
+		a.order, a.before = []string{remote.NBD}, att.Skipped
+	} else if a.order, err = orderOf(att); err != nil {
 		return err
 	}
 	att.Restarts++

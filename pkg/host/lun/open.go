@@ -38,7 +38,7 @@ func (s *Server) Open(ctx context.Context, id, node string, readOnly bool) (remo
 		return none, err
 	}
 	if !before.has(node) {
-		if _, err := s.inner.Get(ctx, id); err != nil { // no file for a disk that is not
+		if err := s.mayOpen(ctx, id, len(before.Nodes) > 0); err != nil { // no file for a disk that is not
 			return none, err
 		}
 		if err := s.sessions.put(id, next); err != nil {
@@ -52,6 +52,15 @@ func (s *Server) Open(ctx context.Context, id, node string, readOnly bool) (remo
 		return none, err
 	}
 	return s.served(ctx, id, readOnly)
+}
+
+// mayOpen looks whether there is such a disk and nobody but nodes has it. again: nodes have it already.
+func (s *Server) mayOpen(ctx context.Context, id string, again bool) error {
+	if d, ok := s.inner.(directory); ok && !again {
+		return d.base.Lendable(ctx, id)
+	}
+	_, err := s.inner.Get(ctx, id)
+	return err
 }
 
 // add is the session with a node more. Kinds: InUse, Precondition.

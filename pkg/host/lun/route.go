@@ -3,6 +3,7 @@ package lun
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ type disks interface {
 
 // find finds the LUN that has what q asks for: the one that ctx tells, or where it was seen, else the first that says so. nil
 // without an error: it is the base's, or nobody's, which the base will say. Kind: Unavailable (a LUN that does not answer may have it).
-func (h *Host) find(ctx context.Context, id string, q question) (*datastore, error) {
+func (h *Host) find(ctx context.Context, id string, q question, stores func() []*datastore) (*datastore, error) {
 	if name := host.DatastoreFrom(ctx); name != "" {
 		if s := h.store(name); s != nil {
 			return s, nil
@@ -35,23 +36,26 @@ func (h *Host) find(ctx context.Context, id string, q question) (*datastore, err
 		seen = a.store
 	}
 	h.mu.Unlock()
+	if seen == nil {
+		seen = h.directory(h.borrowed.get(id))
+	}
 	if seen != nil {
 		return seen, nil
 	}
 	base := q(ctx, h.c.Base)
-	if base == nil || len(h.stores) == 0 || !notFound(base) && !errors.Is(base, fault.Unavailable) {
+	if base == nil || !notFound(base) && !errors.Is(base, fault.Unavailable) {
 		return nil, nil
 	}
-	return h.search(ctx, id, q)
+	return h.search(ctx, id, q, stores())
 }
 
-// search asks all LUNs at once.
-func (h *Host) search(ctx context.Context, id string, q question) (*datastore, error) {
+// search asks all stores at once.
+func (h *Host) search(ctx context.Context, id string, q question, stores []*datastore) (*datastore, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	answers := make([]error, len(h.stores))
+	answers := make([]error, len(stores))
 	var wg sync.WaitGroup
-	for i, s := range h.stores {
+	for i, s := range stores {
 		wg.Go(func() {
 			if answers[i] = q(ctx, s.Client); answers[i] == nil {
 				cancel() // nobody needs to hear the others
@@ -63,8 +67,8 @@ func (h *Host) search(ctx context.Context, id string, q question) (*datastore, e
 	for i, err := range answers {
 		switch {
 		case err == nil, !notFound(err) && !errors.Is(err, fault.Unavailable) && !errors.Is(err, fault.Timeout): // it has it, and it is damaged
-			h.seen(id, h.stores[i])
-			return h.stores[i], nil
+			h.seen(id, stores[i])
+			return stores[i], nil
 		case !notFound(err):
 			missing = err
 		}
@@ -94,7 +98,7 @@ func (h *Host) diskOn(ctx context.Context, id string) (*datastore, error) {
 	if !host.ValidDiskID(id) {
 		return nil, nil
 	}
-	return h.find(ctx, id, isDisk(id))
+	return h.find(ctx, id, isDisk(id), func() []*datastore { return h.stores }) // those in directories are known (borrowed)
 }
 
 // snapshotOn is diskOn of a snapshot.
@@ -102,7 +106,7 @@ func (h *Host) snapshotOn(ctx context.Context, id string) (*datastore, error) {
 	if !host.ValidSnapshotID(id) {
 		return nil, nil
 	}
-	return h.find(ctx, id, isSnapshot(id))
+	return h.find(ctx, id, isSnapshot(id), func() []*datastore { return append(slices.Clone(h.stores), h.lenders()...) })
 }
 
 // forget passes the answer of a LUN on. What is not there may have gone elsewhere: it is looked for anew the next time.

@@ -52,7 +52,7 @@ type ServerConfig struct {
 type Server struct {
 	c        ServerConfig
 	log      *slog.Logger
-	store    *store.Store
+	store    *store.Store // nil: the disks are in a directory (Share)
 	inner    Inner
 	maps     *san.Server // set once, before anybody else knows the server
 	sessions *sessions
@@ -164,6 +164,10 @@ func (s *Server) Stop(clean bool) error {
 	}
 	if s.inner != nil {
 		s.inner.Close()
+	}
+	if s.store == nil {
+		s.sessions.dir.Close()
+		return errors.Join(errs...)
 	}
 	err := s.store.Close()
 	if clean {

@@ -18,6 +18,7 @@ import (
 // ServeSpec is a disk that the inner host has acquired and wants served.
 type ServeSpec struct {
 	ID       string
+	Dir      *os.File    // the disk's directory; nil: the store's
 	Links    []chain.Ref // base first
 	ReadOnly bool
 	Format   host.DiskFormat
@@ -44,10 +45,11 @@ type Serving struct {
 
 // Serve opens a disk for the inner host. The inner host has made this server's identity the owner in the manifest.
 func (s *Server) Serve(_ context.Context, spec ServeSpec) (*Serving, error) {
-	dir, err := s.diskDir(spec.ID)
+	dir, err := s.diskDir(spec)
 	if err != nil {
 		return nil, err
 	}
+	spec.Dir = nil // it is the caller's
 	w := &Serving{s: s, spec: spec, dir: dir, free: make(chan struct{})}
 	o := chain.Options{ReadOnly: spec.ReadOnly, Direct: true, Format: vmdk.Format(spec.Format), Locks: !spec.NoLocks}
 	if !spec.ReadOnly {
@@ -64,13 +66,16 @@ func (s *Server) Serve(_ context.Context, spec ServeSpec) (*Serving, error) {
 	return w, nil
 }
 
-func (s *Server) diskDir(id string) (fsx.Dir, error) {
+func (s *Server) diskDir(spec ServeSpec) (fsx.Dir, error) {
+	if spec.Dir != nil {
+		return fsx.FromFile(spec.Dir)
+	}
 	all, err := s.store.Root().Sub("volumes")
 	if err != nil {
 		return nil, err
 	}
 	defer all.Close()
-	return all.Sub(id)
+	return all.Sub(spec.ID)
 }
 
 // serving is the disk that is open under an id, nil if none is.

@@ -85,7 +85,7 @@ func (s *sessions) read(name string) (one session, err error) {
 		return one, err
 	}
 	if err := json.Unmarshal(text, &one); err != nil || !host.ValidDiskID(name) {
-		return one, fault.New(fault.Damaged, "Remove the file if no node has the disk.", "%s/%s on the LUN does not say which node has a disk: %v",
+		return one, fault.New(fault.Damaged, "Remove the file if no node has the disk.", "%s/%s does not say which node has a disk: %v",
 			sessionDir, name, err)
 	}
 	return one, nil
