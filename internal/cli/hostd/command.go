@@ -99,12 +99,12 @@ func serveCommand(lo *logOptions) *cobra.Command {
 	f.StringArrayVar(&stores, "datastore", nil, "NAME=PATH[,scope=node|shared][,locks=off]: a directory that exists; node, the default, belongs to this node alone; locks=off takes no byte locks on its files. "+
 		"NAME=lun:WHERE[,fencing=reservations|lease-only]: a LUN that vmdkctl lun has formatted, by the path of a device or file or an iscsi:// URL; lease-only lets nodes write it directly also where none can be cut off. May be repeated")
 	n := &o.Network
-	f.StringVar(&n.Control, "listen-control", ":9810", "address for other hosts of the same LUNs")
+	f.StringVar(&n.Control, "listen-control", ":9810", "address for other hosts, with LUNs or --tls-ca-cert")
 	f.StringVar(&n.NBD, "listen-nbd", ":9809", "address for their data")
 	f.StringVar(&n.Advertise, "advertise", "", "host or address at which other hosts reach this one (default: 127.0.0.1)")
-	f.StringSliceVar(&n.Peers, "peers", nil, "where the other hosts of the LUNs answer: HOST:PORT,... or dns:NAME:PORT for all addresses of a name")
+	f.StringSliceVar(&n.Peers, "peers", nil, "where the other hosts answer: HOST:PORT,... or dns:NAME:PORT for all addresses of a name")
 	f.StringVar(&credentials, "lun-credentials", "", "JSON file of what iscsi:// LUNs ask for, by datastore: {\"NAME\": {\"initiator\", \"secret\", \"targetUser\", \"targetSecret\"}}")
-	f.StringVar(&n.CACert, "tls-ca-cert", "", "certificate (PEM) of the authority by which hosts of the same LUNs know each other")
+	f.StringVar(&n.CACert, "tls-ca-cert", "", "certificate (PEM) of the authority by which hosts know each other; with it hosts lend each other disks in directories, over NBD")
 	f.StringVar(&n.CAKey, "tls-ca-key", "", "its key (PEM); hostd issues itself a certificate for its node")
 	f.StringVar(&rate, "consolidate-rate", "200MiB", "how much a merge of links copies per second at most")
 	f.StringVar(&o.TakeOverFrom, "take-over-from", "", "socket of a hostd to take all disks from (default: one that answers at --socket)")

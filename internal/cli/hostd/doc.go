@@ -10,5 +10,7 @@
 // that each issues itself from one authority, and tries to own each LUN once it listens. A predecessor in the same network has the
 // ports, and the LUN, until it ends. Workers of disks on LUNs are told when other hosts get other addresses, or this one another certificate.
 //
+// With an authority it lends disks in its directories to those hosts, LUNs or not, and its node may have theirs (host/lun).
+//
 // Top floor: it is imported by cmd alone and imports adapters.
 package hostd

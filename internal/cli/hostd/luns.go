@@ -48,12 +48,16 @@ type luns struct {
 	clients map[string]*remote.Client
 	owners  map[string]*lun.Owner
 
+	shares map[string]*lun.Share // of the directories
+
 	mu     sync.Mutex
-	inners []*local.Host // all there were: they have counted
+	inners []*local.Host             // all there were: they have counted
+	others map[string]*remote.Client // of directories, as other hosts have them
 }
 
 func newLUNs(o *Options) (*luns, error) {
-	l := &luns{o: o, log: o.Log, clients: map[string]*remote.Client{}, owners: map[string]*lun.Owner{}}
+	l := &luns{o: o, log: o.Log, clients: map[string]*remote.Client{}, owners: map[string]*lun.Owner{},
+		shares: map[string]*lun.Share{}, others: map[string]*remote.Client{}}
 	n := &o.Network
 	_, port, err := net.SplitHostPort(n.Control)
 	if err != nil {
@@ -128,11 +132,49 @@ func (l *luns) inner(c lun.InnerConfig) (lun.Inner, error) {
 
 // lookup is remote.ServerConfig's.
 func (l *luns) lookup(datastore string) (remote.Datastore, error) {
+	if s := l.shares[datastore]; s != nil {
+		return s, nil
+	}
 	o := l.owners[datastore]
 	if o == nil {
-		return nil, fault.New(fault.Unavailable, "Give this host the datastore too, or ask another.", "host %q has no LUN for datastore %q", l.o.Node, datastore)
+		return nil, fault.New(fault.NotFound, "Give this host the datastore too, or ask another.", "host %q has no datastore %q", l.o.Node, datastore)
 	}
 	return o.Lookup()
+}
+
+// share makes the directories of base ready for other hosts.
+func (l *luns) share(base *local.Host) ([]*lun.Share, error) {
+	var list []*lun.Share
+	for _, d := range l.o.Datastores {
+		s, err := lun.NewShare(lun.ShareConfig{Datastore: d.Name, StateDir: l.o.StateDir, Base: base, Log: l.log})
+		if err != nil {
+			return nil, err
+		}
+		l.shares[d.Name] = s
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// elsewhere is lun.Config's.
+func (l *luns) elsewhere(datastore string) lun.Client {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.others[datastore]
+	if c == nil {
+		c = remote.NewClient(remote.ClientConfig{Datastore: datastore, Node: l.o.Node, Peers: l.peers.list, TLS: l.auth.config(), Log: l.log})
+		l.others[datastore] = c
+	}
+	return c
+}
+
+// stop closes the disks that nodes have through this host: they stay theirs. run has returned, and nothing consolidates any more.
+func (l *luns) stop() {
+	for name, s := range l.shares {
+		if err := s.Stop(true); err != nil {
+			l.log.Warn("disks of other nodes were not closed cleanly; they are checked when they are opened", "datastore", name, "error", err)
+		}
+	}
 }
 
 // listenAgain is how often a port is tried that another process has: the predecessor, in the same network namespace.
@@ -165,6 +207,11 @@ func (l *luns) run(ctx context.Context, w *remoteWorkers) error {
 		for _, c := range l.clients {
 			c.Close()
 		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for _, c := range l.others {
+			c.Close()
+		}
 	}()
 	control, err := l.listen(ctx, l.o.Network.Control)
 	if err != nil {
@@ -181,6 +228,9 @@ func (l *luns) run(ctx context.Context, w *remoteWorkers) error {
 	g.Go(func() error { return s.Serve(ctx, control, blocks) })
 	for _, o := range l.owners {
 		g.Go(func() error { o.Run(ctx); return nil })
+	}
+	for _, s := range l.shares {
+		g.Go(func() error { s.Reopen(ctx); return nil }) // the predecessor listens no more
 	}
 	g.Go(func() error { w.refresh(ctx); return nil })
 	return g.Wait()

@@ -31,6 +31,25 @@ func (w innerWorkers) Start(ctx context.Context, spec local.WorkerSpec, _ *os.Fi
 	return innerServed{d}, nil
 }
 
+// router serves what is lent to other hosts in this process, and the rest by processes.
+type router struct {
+	workers
+	l *luns
+}
+
+// Start implements local.Workers.
+func (r router) Start(ctx context.Context, spec local.WorkerSpec, old *os.File) (local.Worker, error) {
+	if !spec.Lent {
+		return r.workers.Start(ctx, spec, old)
+	}
+	d, err := r.l.shares[spec.Datastore].Serve(ctx, lun.ServeSpec{ID: spec.ID, Dir: spec.Dir, Links: spec.Links, ReadOnly: spec.ReadOnly,
+		Format: spec.Format, NoLocks: spec.NoLocks})
+	if err != nil {
+		return nil, err
+	}
+	return innerServed{d}, nil
+}
+
 type innerServed struct{ *lun.Serving }
 
 // State implements local.Worker.

@@ -93,13 +93,16 @@ type built struct {
 	host   adopting    // what is served: base, or one that has LUNs beside it
 	base   *local.Host // of the directories
 	sup    *worker.Supervisor
-	luns   *luns          // nil without LUNs
+	luns   *luns          // nil without LUNs and other hosts
 	remote *remoteWorkers // as luns
 }
 
 func (b *built) close(log *slog.Logger) {
 	if err := b.sup.Close(); err != nil {
 		log.Error("end the workers", "error", err)
+	}
+	if b.luns != nil {
+		b.luns.stop()
 	}
 	if h, ok := b.host.(*lun.Host); ok {
 		h.Close()
@@ -129,7 +132,7 @@ func build(o *Options, m *metrics) (*built, error) {
 		return nil, err
 	}
 	b := &built{}
-	if len(o.LUNs) > 0 {
+	if len(o.LUNs) > 0 || o.Network.CACert != "" {
 		if b.luns, err = newLUNs(o); err != nil {
 			return nil, err
 		}
@@ -139,7 +142,7 @@ func build(o *Options, m *metrics) (*built, error) {
 		Host:     lease.Identity{Host: o.Node, BootID: string(bytes.TrimSpace(boot))},
 		StateDir: o.StateDir, Datastores: o.Datastores,
 		Transports: transport.New(transport.OfDirectory(bus)...),
-		Workers:    workers{b.sup}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
+		Workers:    router{workers{b.sup}, b.luns}, Log: o.Log, ConsolidateRate: o.ConsolidateRate, OpenRoot: o.OpenRoot,
 	})
 	if err != nil {
 		return nil, errors.Join(err, b.sup.Close())
@@ -149,8 +152,13 @@ func build(o *Options, m *metrics) (*built, error) {
 		return b, nil
 	}
 	b.remote = &remoteWorkers{s: b.sup, l: b.luns}
+	shares, err := b.luns.share(b.base)
+	if err != nil {
+		b.base.Close()
+		return nil, errors.Join(err, b.sup.Close())
+	}
 	h, err := lun.New(lun.Config{Node: o.Node, StateDir: o.StateDir, Base: b.base, Datastores: b.luns.datastores(), Workers: b.remote, Bus: bus,
-		DeviceGone: local.FuseGone, Log: o.Log})
+		Shares: shares, Elsewhere: b.luns.elsewhere, DeviceGone: local.FuseGone, Log: o.Log})
 	if err != nil {
 		b.base.Close()
 		return nil, errors.Join(err, b.sup.Close())

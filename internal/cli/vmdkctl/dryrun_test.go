@@ -33,7 +33,7 @@ func state(t *testing.T, dir string) string {
 // TestEveryCommand walks the command tree: each has an example and its words can be completed, and each that changes a disk has
 // --dry-run, with which it changes nothing and says something.
 func TestEveryCommand(t *testing.T) {
-	looks := []string{"chain", "check", "checksum", "diff", "info", "map", "read", "snapshots", "list", "serve", "version", "completion", "help", "docs"}
+	looks := []string{"chain", "check", "checksum", "diff", "info", "map", "read", "snapshots", "list", "serve", "version", "completion", "help", "docs", "transports"}
 	try := map[string][]string{
 		"create": {"new.vmdk", "--size", "1M"}, "convert": {"disk.vmdk", "new.vmdk", "--to", "monolithicSparse"}, "defragment": {"disk-000001.vmdk"},
 		"fix-cid": {"disk-000001.vmdk"}, "grow": {"other.vmdk", "16M"}, "rebase": {"disk-000001.vmdk", "--no-parent"},

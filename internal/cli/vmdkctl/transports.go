@@ -39,7 +39,7 @@ func (a *app) transportsCommand() *cobra.Command {
 
   san     blocks of the LUN, which the host reads and writes itself
   hotadd  the files in a directory, which the host opens itself
-  nbd     over the network, from the host that has the LUN's store open
+  nbd     over the network, from the host that has the LUN's store open, or from one that reaches the directory
 
 A DATASTORE is a name of the host's vmdk-hostd, which is asked through its socket; none means all that it has. A path or an
 iscsi:// address is looked at by vmdkctl itself, without vmdk-hostd: what it says of a directory or a LUN is what a
