@@ -77,7 +77,7 @@ func (c *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 		return nil, toStatus(err)
 	}
 	claim := host.Claim{Node: req.GetNodeId(), ReadOnly: can.readOnly || req.GetReadonly()}
-	if err := c.claims.Claim(ctx, req.GetVolumeId(), claim); err != nil {
+	if err := c.claims.Claim(host.WithTransport(ctx, params.transport), req.GetVolumeId(), claim); err != nil {
 		return nil, toStatus(err)
 	}
 	disk, err := c.disks.Get(ctx, req.GetVolumeId())

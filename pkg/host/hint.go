@@ -19,3 +19,20 @@ func DatastoreFrom(ctx context.Context) string {
 	name, _ := ctx.Value(datastoreKey{}).(string)
 	return name
 }
+
+type transportKey struct{}
+
+// WithTransport returns a context that tells the order of transports by which the node will attach the disk of a claim: with NBD in it
+// the node need not reach the datastore.
+func WithTransport(ctx context.Context, order string) context.Context {
+	if order == "" {
+		return ctx
+	}
+	return context.WithValue(ctx, transportKey{}, order)
+}
+
+// TransportFrom is the order that ctx tells, "" if it tells none.
+func TransportFrom(ctx context.Context) string {
+	order, _ := ctx.Value(transportKey{}).(string)
+	return order
+}

@@ -33,7 +33,7 @@ type Disks interface {
 type Claims interface {
 	// Claim is idempotent for the same node and mode. Kinds: NotFound (disk or node), InUse (claimed by another node and
 	// either claim writes), Exists (claimed by this node in the other mode), Precondition (node does not reach the
-	// datastore), Exhausted (no slot left on the node).
+	// datastore, nor may it through another host: WithTransport), Exhausted (no slot left on the node).
 	Claim(ctx context.Context, id string, c Claim) error
 	// Unclaim takes the claim back once the node has let the disk go; node "" means all nodes. A claim that is not
 	// there is taken back already. Kinds: InUse (the node still has it attached; try again).

@@ -7,6 +7,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
 )
 
 // slots is what a node's emulated bus holds: four controllers of fifteen units (host.Slot).
@@ -27,7 +28,7 @@ func (c *Client) Claim(ctx context.Context, id string, cl host.Claim) error {
 		}
 		_, err = c.patch(ctx, vd, func(s *v1alpha1.VirtualDiskSpec) {
 			s.Claims = append(s.Claims, v1alpha1.DiskClaim{Node: cl.Node, ReadOnly: cl.ReadOnly})
-			if writer(vd) == "" {
+			if writer(vd) == "" && !c.lends(ctx, vd, cl.Node) {
 				s.Host = cl.Node // the host that has it attached does the work on it
 			}
 		})
@@ -109,10 +110,27 @@ func (c *Client) reaches(ctx context.Context, vd *v1alpha1.VirtualDisk, node str
 		return fault.New(fault.Precondition, "Run the pod on node "+vd.Spec.Host+", or use a shared datastore.",
 			"disk %s lies in datastore %s of node %s; node %s does not reach it", vd.Name, ds.Name, vd.Spec.Host, node)
 	}
-	if hostStatus(ds, node) == nil {
+	if hostStatus(ds, node) == nil && !overNBD(ctx, ds) {
 		return fault.New(fault.Precondition, "Run vmdk-hostd with this datastore on the node.", "node %s does not reach datastore %s", node, ds.Name)
 	}
 	return nil
+}
+
+// overNBD says that a node may use disks of a shared directory through another host. The disks of a node's own directory stay where
+// their volumes say that pods must run.
+func overNBD(ctx context.Context, ds *v1alpha1.Datastore) bool {
+	order, err := transport.ParseOrder(host.TransportFrom(ctx))
+	return err == nil && slices.Contains(order, transport.NameNBD) && ds.Spec.Scope == v1alpha1.ScopeShared
+}
+
+// lends says that the node will have the disk through another host, which is the one to work on it until the node has it attached.
+func (c *Client) lends(ctx context.Context, vd *v1alpha1.VirtualDisk, node string) bool {
+	ds, err := c.datastore(ctx, vd.Spec.Datastore)
+	if err != nil || !overNBD(ctx, ds) {
+		return false
+	}
+	h := hostStatus(ds, node)
+	return h == nil || !h.Ready
 }
 
 // hasSlot counts the node's claims. Two claims at once may both see the last slot: the host has the last word at attach.

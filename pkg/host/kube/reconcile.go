@@ -48,7 +48,7 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 	switch {
 	case vd.Status.UUID == "":
 		err = a.create(ctx, vd, &st)
-	case condition(vd, v1alpha1.ConditionDatastoreReady) != nil && a.datastoreError(vd.Spec.Datastore) != nil:
+	case !borrowed(vd, a.p.Node) && condition(vd, v1alpha1.ConditionDatastoreReady) != nil && a.datastoreError(vd.Spec.Datastore) != nil:
 		// Without its datastore nothing can be said about the disk: the last knowledge stays, the condition tells.
 	default:
 		err = a.refresh(ctx, vd, &st)

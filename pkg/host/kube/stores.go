@@ -11,6 +11,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/api/v1alpha1"
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
+	"github.com/vmdk-csi/vmdk-csi/pkg/transport"
 )
 
 // watchDatastores looks at the datastores again and again, and writes this host's view of them.
@@ -134,6 +135,12 @@ func (a *Agent) store(name string) storeState {
 // datastoreError is why the datastore could not be used at the last look; nil before the first.
 func (a *Agent) datastoreError(name string) error { return a.store(name).err }
 
+// borrowed says that the node has the disk by NBD: its hostd asks the host that lends it, whatever it reaches itself.
+func borrowed(vd *v1alpha1.VirtualDisk, node string) bool {
+	have := attachmentHere(vd, node)
+	return have != nil && have.Transport == transport.NameNBD
+}
+
 // judgeDatastore sets condition DatastoreReady.
 func (a *Agent) judgeDatastore(vd *v1alpha1.VirtualDisk, st *diskStatus) {
 	a.mu.Lock()
@@ -141,6 +148,8 @@ func (a *Agent) judgeDatastore(vd *v1alpha1.VirtualDisk, st *diskStatus) {
 	a.mu.Unlock()
 	switch {
 	case !known:
+	case state.err != nil && borrowed(vd, a.p.Node):
+		st.set(fine(v1alpha1.ConditionDatastoreReady, vd.Generation, "Lent", "Host "+a.p.Node+" reaches the disk through another host."))
 	case state.err != nil:
 		st.set(failed(v1alpha1.ConditionDatastoreReady, vd.Generation, fault.Wrap(state.err, "host %s", a.p.Node)))
 	default:

@@ -184,3 +184,34 @@ func TestDatastoreKinds(t *testing.T) {
 		return nil
 	})
 }
+
+// A node that does not reach a shared directory may claim a disk in it when NBD is asked for; the host that reaches it works on the disk
+// until the node has it attached, and the node's hostd, which asks the lender, from then on.
+func TestClaimOverNBD(t *testing.T) {
+	c := newCluster(t, "node-a")
+	node := &corev1.Node{}
+	node.Name = "node-far"
+	if err := c.admin.Create(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	shared, own := c.create(spec("s", "shared", "node-a")), c.create(spec("l", "local", "node-a"))
+	claim := host.Claim{Node: "node-far"}
+	far := host.WithTransport(t.Context(), "san:hotadd:nbd")
+	wantKind(t, c.client.Claim(t.Context(), shared.ID, claim), fault.Precondition)
+	wantKind(t, c.client.Claim(host.WithTransport(t.Context(), "san:hotadd"), shared.ID, claim), fault.Precondition)
+	wantKind(t, c.client.Claim(far, own.ID, claim), fault.Precondition)
+	if err := c.client.Claim(far, shared.ID, claim); err != nil {
+		t.Fatal(err)
+	}
+	if vd := c.object(shared.ID); vd.Spec.Host != "node-a" || len(vd.Spec.Claims) != 1 || vd.Spec.Claims[0].Node != "node-far" {
+		t.Fatalf("%+v", vd.Spec)
+	}
+	near := host.Claim{Node: "node-a"}
+	wantKind(t, c.client.Claim(far, shared.ID, near), fault.InUse)
+	if err := c.client.Unclaim(t.Context(), shared.ID, "node-far"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.client.Claim(far, shared.ID, near); err != nil {
+		t.Fatal(err)
+	}
+}
