@@ -228,3 +228,17 @@ func TestSchemaRefusesLUNs(t *testing.T) {
 	}
 	mustRender(t, "storageClasses: [{name: a, parameters: {transport: 'san:hotadd:nbd'}}]")
 }
+
+// Without a LUN the hostds talk to each other when they are to lend disks in directories, and only then.
+func TestLend(t *testing.T) {
+	const stores = "datastores: [{name: nfs, scope: shared, path: /mnt/nfs}]\n"
+	for values, want := range map[string]bool{stores: false, stores + "hostd: {lend: true}\n": true} {
+		out := mustRender(t, values)
+		c := hostdOf(t, out).Containers[0]
+		_, peers := objects[corev1.Service](t, out, "Service")["vmdk-hostd-peers"]
+		_, ca := objects[corev1.Secret](t, out, "Secret")["vmdk-hostd-ca"]
+		if slices.Contains(c.Args, "--tls-ca-cert=/etc/vmdk-csi/ca/tls.crt") != want || peers != want || ca != want || !harmless(c) {
+			t.Errorf("%s: %v, peers %v, authority %v", values, c.Args, peers, ca)
+		}
+	}
+}

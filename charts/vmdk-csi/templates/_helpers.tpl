@@ -83,6 +83,11 @@ capabilities: {drop: [ALL]}
 {{- range .Values.datastores }}{{ if eq (.kind | default "directory") "lun" }}yes{{ end }}{{ end -}}
 {{- end }}
 
+{{/* Not empty when the vmdk-hostds talk to each other. */}}
+{{- define "vmdk-csi.hasPeers" -}}
+{{- include "vmdk-csi.hasLUN" . }}{{ if .Values.hostd.lend }}yes{{ end -}}
+{{- end }}
+
 {{/* Not empty when a LUN is a block device of the nodes. */}}
 {{- define "vmdk-csi.hasDevice" -}}
 {{- range .Values.datastores }}{{ if and (eq (.kind | default "directory") "lun") (hasPrefix "/dev/" .path) }}yes{{ end }}{{ end -}}
