@@ -125,6 +125,26 @@ func TestOwnCertificateAuthority(t *testing.T) {
 	}
 }
 
+// The secrets of iSCSI targets are a file of a Secret, and in no argument.
+func TestLUNCredentials(t *testing.T) {
+	out := mustRender(t, `
+datastores: [{name: net, kind: lun, path: "iscsi://vmdk@10.0.0.1/iqn.2003-01.org.example:t/0"}]
+hostd: {lunCredentialsSecret: chap}
+`)
+	pod := hostdOf(t, out)
+	if !slices.Contains(pod.Containers[0].Args, "--lun-credentials=/etc/vmdk-csi/luns/credentials.json") ||
+		!slices.Contains(pod.Containers[0].Args, "--datastore=net=lun:iscsi://vmdk@10.0.0.1/iqn.2003-01.org.example:t/0,fencing=reservations") {
+		t.Errorf("%v", pod.Containers[0].Args)
+	}
+	i := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == "credentials" })
+	if i < 0 || pod.Volumes[i].Secret.SecretName != "chap" ||
+		!slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+			return m.Name == "credentials" && m.ReadOnly && m.MountPath == "/etc/vmdk-csi/luns"
+		}) {
+		t.Errorf("%+v", pod.Volumes)
+	}
+}
+
 // The certificate authority can issue certificates, and is the same after an upgrade: the others would not know who has another.
 func TestCertificateAuthorityIsKept(t *testing.T) {
 	first := objects[corev1.Secret](t, mustRender(t, lunValues), "Secret")["vmdk-hostd-ca"]
