@@ -46,6 +46,7 @@ func TestPods(t *testing.T) {
 		{"TwoPodsOneNode", twoPodsOneNode},
 		{"ReadWriteOncePod", readWriteOncePod},
 		{"ReadOnlyPublishAndFSGroup", readOnlyPublishAndFSGroup},
+		{"TransportOrder", transportOrder},
 		{"BadParameters", badParameters},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

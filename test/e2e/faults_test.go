@@ -98,6 +98,7 @@ func badParameters(t *testing.T) {
 		{"too-small", "e2e-xfs-now", "10Mi", []string{"ProvisioningFailed", "smallest size", "300 MiB"}},
 		{"read-only-datastore", "e2e-frozen", "64Mi", []string{"ProvisioningFailed", "read-only"}},
 		{"unknown-format", "e2e-typo", "64Mi", []string{"ProvisioningFailed", "diskFormat", "thinn", "eagerzeroedthick"}},
+		{"unknown-transport", "e2e-fc", "64Mi", []string{"ProvisioningFailed", "transport", "fc", "san, hotadd, nbd"}},
 		{"too-large", "e2e-shared", "90Ti", []string{"ProvisioningFailed", "62"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -107,6 +108,17 @@ func badParameters(t *testing.T) {
 			e.eventually("PersistentVolumeClaim", "c", tc.want...)
 		})
 	}
+}
+
+// transportOrder: a directory does what it can of an order, and says why not the rest.
+func transportOrder(t *testing.T) {
+	e := newEnv(t)
+	e.claim(claim{Name: "c", Class: "e2e-order", Size: "64Mi"})
+	e.pod(pod{Name: "p", Claim: "c"})
+	e.running("p")
+	d := e.diskOf("c")
+	e.reachedBy(d.Name, e.attachedOn(d.Name), "hotadd", "nbd", "san")
+	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by hotadd; not by nbd", "not by san", "block maps need a LUN")
 }
 
 // fullDatastore: a thick disk that does not fit leaves nothing behind, and says so on the claim.

@@ -122,7 +122,7 @@ func lunHidden(t *testing.T) {
 }
 
 // lunServerDies: the metadata server's hostd is killed under pods on both nodes, one of which it attached itself. Another host serves the
-// LUN, nobody loses what was acknowledged, and everything can be asked for again.
+// LUN, a load on each node verifies what it wrote, nobody loses what was acknowledged, and everything can be asked for again.
 func lunServerDies(t *testing.T) {
 	e := newEnv(t)
 	w := e.workers()
@@ -138,6 +138,7 @@ func lunServerDies(t *testing.T) {
 	e.snapshot("s", "p0", "e2e")
 	e.ready("s")
 	e.reachedBy(e.diskOf("p0").Name, w[0], "nbd", "san")
+	loads := []*fioLoad{e.fio("p0"), e.fio("p1")}
 	owner := e.lunOwner()
 	if !slices.Contains(w, owner) {
 		t.Fatalf("the LUN is owned by %q, the workers are %v", owner, w)
@@ -150,6 +151,7 @@ func lunServerDies(t *testing.T) {
 	for i := range w {
 		e.advances(fmt.Sprint("p", i), 15)
 		e.complete(fmt.Sprint("p", i))
+		loads[i].turns(1)
 	}
 	e.deleteSnapshot("s")
 	for i := range w {
@@ -163,6 +165,7 @@ func lunServerDies(t *testing.T) {
 	for i := range w {
 		e.advances(fmt.Sprint("p", i), 15)
 		e.complete(fmt.Sprint("p", i))
+		loads[i].end()
 	}
 	e.in("delete", "pod", "--all", "--now", "--wait", "--timeout=180s")
 	for i := range w {
