@@ -12,7 +12,7 @@ import (
 
 // settleTime is how long a disk must be reached otherwise, for a reason that is nobody's concern, until that is told: a map that is
 // recalled for a change of the disk comes back within seconds, or what keeps it away is known by then.
-const settleTime = 7 * time.Second
+const settleTime = 10 * time.Second
 
 // tellWays notes on the objects that a disk is reached by another transport than before: it changes while the disk is open,
 // because of snapshots, or when a LUN goes away and comes back. What hostd said of a disk that was detached and attached since

@@ -39,6 +39,8 @@ type recorder struct {
 	dirty  []string          // disks whose notice is not written, oldest first
 	events []note
 
+	fell map[string]string // by disk: what it fell back to, seen at one comparison; run's
+
 	release releaser
 	owned   sync.WaitGroup // of run
 }
@@ -53,7 +55,7 @@ type notice struct {
 func newRecorder(p AgentParams) *recorder {
 	return &recorder{
 		api: p.API, node: p.Node, hostd: p.Hostd, log: p.Log, resync: p.Resync,
-		wake: make(chan struct{}, 1), want: map[string]notice{}, release: releaser{kept: map[string]string{}},
+		wake: make(chan struct{}, 1), want: map[string]notice{}, fell: map[string]string{}, release: releaser{kept: map[string]string{}},
 	}
 }
 
@@ -302,7 +304,7 @@ func (r *recorder) compare(ctx context.Context) error {
 		now := here[vd.Name]
 		g, isGap := r.gap(vd)
 		switch {
-		case r.newer(vd.Name, asked):
+		case r.newer(vd.Name, asked), r.settling(vd, now):
 		case now == nil && isGap:
 			gaps = append(gaps, g)
 		case !recorded(vd, r.node, now) || !summedUp(vd):

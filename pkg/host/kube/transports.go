@@ -27,6 +27,20 @@ func (r *recorder) sayTransport(vd *v1alpha1.VirtualDisk, have *v1alpha1.DiskAtt
 	r.say(vd, warning, "TransportFallback", "node "+r.node+" reaches the disk by "+now.Transport+insteadOf(have)+"; not by "+strings.Join(why, "; not by "))
 }
 
+// settling: since the last comparison the disk fell back for a reason that is nobody's concern and may be over in seconds. The node
+// service tells it when it lasts, the next comparison at the latest.
+func (r *recorder) settling(vd *v1alpha1.VirtualDisk, now *host.Attachment) bool {
+	have := attachmentHere(vd, r.node)
+	if have == nil || now == nil || len(now.Skipped) == 0 || sameTransport(*have, attachmentOf(*now, r.node)) ||
+		slices.ContainsFunc(now.Skipped, func(s host.Skipped) bool { return !s.ByDesign() }) {
+		delete(r.fell, vd.Name)
+		return false
+	}
+	first := r.fell[vd.Name] != now.Transport
+	r.fell[vd.Name] = now.Transport
+	return first
+}
+
 func insteadOf(have *v1alpha1.DiskAttachment) string {
 	if have == nil {
 		return ""
