@@ -64,7 +64,11 @@ func lunSnapshots(t *testing.T) {
 	e.snapshot("s", "c", "e2e")
 	e.ready("s")
 	e.reachedBy(d.Name, node, "nbd", "san")
-	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by nbd, before by san", "has snapshots")
+	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by nbd, before by san")
+	e.wait(90*time.Second, "the object says that it is for the snapshot", func() (string, bool) {
+		a := e.disk(d.Name).Status.Attachments
+		return fmt.Sprintf("%+v", a), len(a) == 1 && len(a[0].SkippedTransports) > 0 && strings.Contains(a[0].SkippedTransports[0].Reason, "has snapshots")
+	})
 	load.turns(1)
 	e.claim(claim{Name: "r", Class: "e2e-lun", Snapshot: "s"})
 	e.pod(pod{Name: "r", Claim: "r", Script: listing + "\nwhile :; do sleep 1; done"})
