@@ -40,6 +40,14 @@ type Claims interface {
 	Unclaim(ctx context.Context, id, node string) error
 }
 
+// Evictor takes a disk from another node that is dead. A Host may be one.
+type Evictor interface {
+	// Evict makes sure that the node cannot write the disk any more, and releases it for others. Whoever asks knows that the node is
+	// down. It is repeated until it succeeds; what the node does not have is taken already. Kinds: InProgress (requests or a lease of
+	// the node have to end), Unsupported (what the disk is on cannot cut a node off), Precondition (the node is this one).
+	Evict(ctx context.Context, id, node string) error
+}
+
 // Datastores tells where disks can live.
 type Datastores interface {
 	// Datastores lists them, in order of name, as seen from every host that reports.

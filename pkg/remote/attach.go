@@ -175,7 +175,7 @@ func randomID() string {
 
 // open is /v1/open: the disk is open for the node, and here is a ticket.
 func (s *Server) open(ctx context.Context, c call[diskBody]) (any, error) {
-	a, done, err := s.take(ctx, key{c.body.Datastore, c.body.ID, c.body.Node})
+	a, done, err := s.takeFor(ctx, c.store, c.body)
 	if err != nil {
 		return nil, err
 	}

@@ -119,6 +119,11 @@ func (c *Client) CloseVolume(ctx context.Context, id string) error {
 	return err
 }
 
+// EvictVolume has the server take a disk from another node, which is dead. Kinds: those of host.Evictor.
+func (c *Client) EvictVolume(ctx context.Context, id, node string) error {
+	return c.ask(ctx, pathEvict, &evictBody{ID: id, From: node}, &none{})
+}
+
 func (c *Client) getMap(ctx context.Context, b diskBody, check bool) (*san.Map, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()

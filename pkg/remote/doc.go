@@ -14,6 +14,7 @@
 //	/v1/create delete get list expand snapshot/... space   host.Disks, host.Snapshots
 //	/v1/open     the server has the disk open for the node; a ticket for one session of NBD
 //	/v1/close    the node has no process any more that uses the disk
+//	/v1/evict    another node, which is dead, loses the disk
 //	/v1/map      a block map, or with "check" why there is none
 //	/v1/renew, return, recall   of a map; recall answers when the map is wanted back, or after 30 s
 //
@@ -62,6 +63,21 @@
 //
 // Disk.Close flushes and returns the map. Client.CloseVolume, when no process uses the disk any more, revokes tickets, waits for
 // requests, ends maps that a dead process had, and has the server close and release the disk.
+//
+// # Eviction
+//
+// A node that is dead closes nothing. Any host with a certificate of the authority may have its disk taken away; that the node is down
+// is the asker's knowledge, and being wrong costs the node its disk, never the disk its content:
+//
+//  1. It is durable that the node has lost the disk (Evictor.Expel). From now on its processes are refused (Fenced), at a successor too.
+//     (Server dies: the disk is open for the node still, and for nobody else. Who asked asks again, the successor.)
+//  2. Its tickets are revoked, its connections closed, and what runs ends. (Dies: as 1.)
+//  3. Its block maps are not renewed; they end after the node was fenced, or lease, MaxIO and margin are over (san.Server.Evict).
+//     (Dies: as 1; the successor gives a map that is out its whole time anew.)
+//  4. The disk is flushed and released; the session ends (Datastore.Close). (Dies: as 1, or it is done.)
+//
+// A request that is repeated goes on where it is; one for a node that has nothing is done. The node's host, if it lives, may open the disk
+// anew when nobody else has it (a request without a session): its worker of before never does.
 //
 // # Goroutines and locks
 //

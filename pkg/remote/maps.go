@@ -17,7 +17,7 @@ func (s *Server) mapped(ctx context.Context, c call[mapBody]) (any, error) {
 	if maps == nil {
 		return nil, noMaps(c.body.Datastore)
 	}
-	a, done, err := s.take(ctx, key{c.body.Datastore, c.body.ID, c.body.Node})
+	a, done, err := s.takeFor(ctx, c.store, &c.body.diskBody)
 	if err != nil {
 		return nil, err
 	}

@@ -239,6 +239,7 @@ func (s *Server) routes() {
 	})
 	answer(s, pathOpen, s.open)
 	answer(s, pathClose, s.close)
+	answer(s, pathEvict, s.evict)
 	answer(s, pathMap, s.mapped)
 	answer(s, pathRenew, s.renew)
 	answer(s, pathReturn, s.giveBack)

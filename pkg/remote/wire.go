@@ -23,6 +23,7 @@ const (
 	pathSpace          = "/v1/space"
 	pathOpen           = "/v1/open"
 	pathClose          = "/v1/close"
+	pathEvict          = "/v1/evict"
 	pathMap            = "/v1/map"
 	pathRenew          = "/v1/renew"
 	pathReturn         = "/v1/return"
@@ -73,6 +74,11 @@ type (
 	idBody struct {
 		head
 		ID string `json:"id"`
+	}
+	evictBody struct {
+		head
+		ID   string `json:"id"`
+		From string `json:"from"` // the node that loses it
 	}
 	createBody struct {
 		head

@@ -20,7 +20,7 @@ func (s *Server) Renew(_ context.Context, id, generation uint64, digest string) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.grants[id]
-	if g == nil || g.ending || g.generation != generation || g.Digest != digest {
+	if g == nil || g.ending || g.evicted || g.generation != generation || g.Digest != digest {
 		return Renewal{}, fault.New(fault.NotFound, "Get a new map.", "grant %d of generation %d has ended", id, generation)
 	}
 	g.until = s.deadline()
@@ -74,7 +74,7 @@ func (s *Server) Recalled(ctx context.Context, id, generation uint64) (bool, err
 	for {
 		s.mu.Lock()
 		g, told := s.grants[id], s.told
-		gone := g == nil || g.ending || g.generation != generation
+		gone := g == nil || g.ending || g.evicted || g.generation != generation
 		recalled := !gone && g.recalled
 		s.mu.Unlock()
 		switch {

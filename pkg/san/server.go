@@ -43,6 +43,11 @@ type Fencer interface {
 	Fence(ctx context.Context, node string, key uint64) error
 }
 
+// Timed is a Fencer that cannot cut everybody off: whose key it says is stopped by time alone.
+type Timed interface {
+	Timed(key uint64) bool
+}
+
 // Config of a Server.
 type Config struct {
 	Store  *store.Store
@@ -83,6 +88,7 @@ type grant struct {
 	subject        Subject       // nil after a restart whose Source could not open it
 	recalled       bool
 	ending         bool // somebody is fencing or ending it
+	evicted        bool // it is not renewed any more
 }
 
 // NewServer takes the grants over that the store has: their holders have one lease to renew them, in which none that could be

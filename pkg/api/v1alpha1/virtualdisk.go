@@ -89,6 +89,13 @@ type VirtualDiskSpec struct {
 	// +listMapKey=node
 	// +kubebuilder:validation:MaxItems=1000
 	Claims []DiskClaim `json:"claims,omitempty"`
+	// Evict are nodes that are down, by the taint node.kubernetes.io/out-of-service or because their Node is gone: the host takes the
+	// disk from them, and then their names out of this list. Only disks on LUNs can be taken.
+	//
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1000
+	// +kubebuilder:validation:items:MaxLength=253
+	Evict []string `json:"evict,omitempty"`
 	// Attempt counts how often a failed operation was asked for again: raising it makes the host try at once.
 	//
 	// +kubebuilder:validation:Minimum=0

@@ -52,6 +52,9 @@ func (c *Client) mayClaim(ctx context.Context, vd *v1alpha1.VirtualDisk, cl host
 	for _, have := range vd.Spec.Claims {
 		claims = append(claims, host.Claim{Node: have.Node, ReadOnly: have.ReadOnly})
 	}
+	if slices.Contains(vd.Spec.Evict, cl.Node) {
+		return false, fault.New(fault.InProgress, "The request is repeated.", "disk %s is being taken from node %s, which was down", vd.Name, cl.Node)
+	}
 	next, err := host.AddClaim(vd.Name, claims, cl)
 	if err != nil {
 		return false, err
@@ -152,7 +155,8 @@ func (c *Client) hasSlot(ctx context.Context, node string) error {
 }
 
 // Unclaim takes the claim back when the node has let the disk go. A node that is gone from the cluster keeps its entry in
-// attachments, so that nobody else attaches before the disk is released, but does not hold up the deletion of its pods.
+// attachments, so that nobody else attaches before the disk is released, but does not hold up the deletion of its pods. A disk on
+// a LUN is taken from a node that is down (evict).
 func (c *Client) Unclaim(ctx context.Context, id, node string) error {
 	if !host.ValidDiskID(id) {
 		return nil
@@ -162,6 +166,11 @@ func (c *Client) Unclaim(ctx context.Context, id, node string) error {
 	for {
 		vd, err := c.read(ctx, id)
 		if vd == nil || err != nil {
+			return err
+		}
+		if vd, err = c.evict(ctx, vd, node); fault.KindOf(err) == fault.InProgress && ctx.Err() == nil {
+			continue // changed meanwhile
+		} else if err != nil {
 			return err
 		}
 		if vd, err = c.awaitRelease(ctx, vd, node); vd == nil || err != nil {

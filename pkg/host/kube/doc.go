@@ -25,7 +25,8 @@
 //     A freeze that fails never fails the snapshot: the status says what was reached, an event says why.
 //     What reaches a disk on a node, and why what was asked for before it does not, is in the node's entry of attachments; an
 //     event tells each change against that entry, so that a restart tells nothing twice.
-//  9. No decision is made on a time that another machine wrote. Whether a host is alive is the Node object's word.
+//  9. No decision is made on a time that another machine wrote. Whether a host is alive is the Node object's word; a disk on a LUN is
+//     taken from a node that is down by that word alone (evict.go), never because the node is silent.
 //
 // Goroutines: the Client has none. Agent.Run owns all of the Agent's (informer, workers, datastore loop, recorder) and
 // returns after they ended. The Agent's maps are guarded by the mutexes beside them; no lock is held over a call to the

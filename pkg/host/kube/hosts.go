@@ -21,7 +21,11 @@ type nodes struct {
 	seen map[string]nodeState
 }
 
-type nodeState struct{ exists, ready bool }
+// nodeState: out is the administrator's word that the node is down (corev1.TaintNodeOutOfService).
+type nodeState struct{ exists, ready, out bool }
+
+// down: nothing that the node had runs there any more, by Kubernetes' word.
+func (s nodeState) down() bool { return !s.exists || s.out }
 
 func newNodes(api client.Reader) *nodes { return &nodes{api: api, seen: map[string]nodeState{}} }
 
@@ -53,6 +57,7 @@ func stateOf(node *corev1.Node) nodeState {
 			s.ready = c.Status == corev1.ConditionTrue
 		}
 	}
+	s.out = slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
 	return s
 }
 
@@ -112,6 +117,8 @@ func (n *nodes) works(ctx context.Context, ds *v1alpha1.Datastore, host string) 
 			"node %s does not reach datastore %s", host, ds.Name)
 	case !s.exists:
 		return fault.New(fault.Unavailable, "", "node %s does not exist any more", host)
+	case s.out:
+		return fault.New(fault.Unavailable, "Take the taint away when the node is back.", "node %s is out of service", host)
 	case !s.ready:
 		return fault.New(fault.Unavailable, "", "node %s is not ready", host)
 	case !h.Ready:
@@ -211,10 +218,13 @@ func (c *Client) place(ctx context.Context, vd *v1alpha1.VirtualDisk, want strin
 	return c.setHost(ctx, vd, picked)
 }
 
-// writer is the host that has the disk open for writing, or the first that has it open at all.
+// writer is the host that has the disk open for writing, or the first that has it open at all. Who loses it has it no more.
 func writer(vd *v1alpha1.VirtualDisk) string {
 	at := ""
 	for _, a := range vd.Status.Attachments {
+		if slices.Contains(vd.Spec.Evict, a.Host) {
+			continue
+		}
 		if !a.ReadOnly {
 			return a.Host
 		}

@@ -40,6 +40,9 @@ func (a *Agent) reconcile(ctx context.Context, id string) error {
 		return nil
 	}
 	ctx = host.WithDatastore(ctx, vd.Spec.Datastore)
+	if len(vd.Spec.Evict) > 0 {
+		return a.evict(ctx, vd) // its last step is a change of the object
+	}
 	if vd.DeletionTimestamp != nil {
 		return a.remove(ctx, vd)
 	}

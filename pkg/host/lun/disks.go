@@ -40,7 +40,18 @@ func (s *Server) Delete(ctx context.Context, id string) error {
 	if x := s.sessions.get(id); len(x.Nodes) > 0 {
 		return fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, x.Nodes[0])
 	}
-	return s.inner.Delete(ctx, id)
+	if err := s.inner.Delete(ctx, id); err != nil || s.sessions.get(id).empty() {
+		return err
+	}
+	end, err := s.busy.TryLock(id, "delete")
+	if err != nil {
+		return err
+	}
+	defer end()
+	if len(s.sessions.get(id).Nodes) > 0 { // somebody asks to open what is not there any more, and will hear it
+		return nil
+	}
+	return s.sessions.put(id, session{})
 }
 
 // Get implements host.Disks.

@@ -41,6 +41,8 @@
 //   - A server that lost its lease writes nothing (lunlease.File), and cuts its clients off before their requests can fail.
 //   - With reservations (Path) a node's map ends by preempting its key, before its disk goes elsewhere. Where there are none, and the
 //     administrator did not say lease-only, there are no maps for writing.
+//   - A node that is dead loses a disk by eviction (pkg/remote). The session says so before anything is taken, and remembers it until the
+//     node's host opens the disk anew: a process of the node from before never gets it back.
 //   - Disks on LUNs have the base's bus, and their attachments name their datastore: that is how Sync knows whose one is.
 //   - An id is the base's unless a LUN has it. LUNs are asked where the call does not tell (host.WithDatastore) and nothing was seen.
 //

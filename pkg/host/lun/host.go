@@ -26,6 +26,7 @@ type Client interface {
 	host.Snapshots
 	OpenVolume(ctx context.Context, id string, readOnly bool) (remote.Opened, error)
 	CloseVolume(ctx context.Context, id string) error
+	EvictVolume(ctx context.Context, id, node string) error
 	Space(ctx context.Context) (total, free int64, err error)
 }
 

@@ -66,6 +66,8 @@ func (s *Server) mayOpen(ctx context.Context, id string, again bool) error {
 // add is the session with a node more. Kinds: InUse, Precondition.
 func (s session) add(id, node string, readOnly bool) (session, error) {
 	switch {
+	case s.has(node) && s.evicted(node):
+		return s, fault.New(fault.InProgress, "Try again when it is.", "disk %s is being taken from node %q", id, node)
 	case s.has(node) && s.ReadOnly == readOnly:
 		return s, nil
 	case s.has(node):
@@ -74,7 +76,7 @@ func (s session) add(id, node string, readOnly bool) (session, error) {
 	case len(s.Nodes) > 0 && !(s.ReadOnly && readOnly):
 		return s, fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, s.Nodes[0])
 	}
-	return session{ReadOnly: readOnly, Nodes: append(slices.Clone(s.Nodes), node)}, nil
+	return session{ReadOnly: readOnly, Nodes: append(slices.Clone(s.Nodes), node), Evicted: less(s.Evicted, node)}, nil
 }
 
 // attach has the inner host open a disk that a session says nodes have. It is the disk's own again, whoever served it before.
@@ -134,7 +136,7 @@ func (s *Server) Close(ctx context.Context, id, node string) error {
 			return err
 		}
 	}
-	x.Nodes = slices.DeleteFunc(slices.Clone(x.Nodes), func(n string) bool { return n == node })
+	x.Nodes = less(x.Nodes, node)
 	return errors.Join(lost, s.sessions.put(id, x))
 }
 

@@ -126,10 +126,16 @@ func (p Path) key(node string) uint64 {
 // fencer cuts nodes off. This host's own key it cannot give up, where a device has no other: its own workers are stopped by time alone.
 type fencer struct{ reserve.Fencer }
 
-var _ san.Fencer = fencer{}
+var (
+	_ san.Fencer = fencer{}
+	_ san.Timed  = fencer{}
+)
+
+// Timed implements san.Timed.
+func (f fencer) Timed(key uint64) bool { return reserve.Key(key) == f.Key }
 
 func (f fencer) Fence(ctx context.Context, node string, key uint64) error {
-	if reserve.Key(key) == f.Key {
+	if f.Timed(key) {
 		return nil
 	}
 	return f.Fencer.Fence(ctx, node, key)

@@ -21,9 +21,21 @@ const sessionDir = "sessions"
 type session struct {
 	ReadOnly bool     `json:"readOnly,omitempty"`
 	Nodes    []string `json:"nodes"`
+	// Evicted are nodes from which the disk is taken, or was taken and which did not attach it anew since: their processes may not use it.
+	Evicted []string `json:"evicted,omitempty"`
 }
 
 func (s session) has(node string) bool { return slices.Contains(s.Nodes, node) }
+
+func (s session) evicted(node string) bool { return slices.Contains(s.Evicted, node) }
+
+// empty says that there is nothing to remember.
+func (s session) empty() bool { return len(s.Nodes) == 0 && len(s.Evicted) == 0 }
+
+// less is list without node, sharing nothing.
+func less(list []string, node string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(n string) bool { return n == node })
+}
 
 // sessions are those of a store, in files: a new metadata server gives no disk to a second node because it does not know of the
 // first one, and opens it before anybody changes it.
@@ -97,10 +109,12 @@ func (s *sessions) get(id string) session {
 	return s.all[id]
 }
 
+// ids are the disks that nodes have.
 func (s *sessions) ids() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.all))
+	ids := slices.Sorted(maps.Keys(s.all))
+	return slices.DeleteFunc(ids, func(id string) bool { return len(s.all[id].Nodes) == 0 })
 }
 
 // put makes a session durable, or that there is none. Who holds the disk's lock calls it. Steps: a file beside, synced; renamed;
@@ -111,14 +125,14 @@ func (s *sessions) put(id string, one session) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.all[id] = one; len(one.Nodes) == 0 {
+	if s.all[id] = one; one.empty() {
 		delete(s.all, id)
 	}
 	return nil
 }
 
 func (s *sessions) write(id string, one session) error {
-	if len(one.Nodes) == 0 {
+	if one.empty() {
 		if err := s.dir.Remove(id); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -78,6 +78,11 @@ func dispatchByID(ctx context.Context, h host.Host, method string, a byID) (any,
 		return h.Expand(ctx, a.ID, a.Size)
 	case mUnclaim:
 		return nil, h.Unclaim(ctx, a.ID, a.Node)
+	case mEvict:
+		if e, ok := h.(host.Evictor); ok {
+			return nil, e.Evict(ctx, a.ID, a.Node)
+		}
+		return nil, fault.New(fault.Unsupported, "", "this hostd has no datastore on a LUN: disk %s is not taken from node %q", a.ID, a.Node)
 	case mDetach:
 		return nil, h.Detach(ctx, a.ID)
 	case mGrown:

@@ -16,6 +16,7 @@ const (
 	mExpand      = "Expand"
 	mClaim       = "Claim"
 	mUnclaim     = "Unclaim"
+	mEvict       = "Evict"
 	mDatastores  = "Datastores"
 	mAttach      = "Attach"
 	mDetach      = "Detach"
@@ -36,7 +37,7 @@ const (
 type byID struct {
 	ID   string `json:"id"`
 	Size int64  `json:"size,omitempty"` // Expand
-	Node string `json:"node,omitempty"` // Unclaim
+	Node string `json:"node,omitempty"` // Unclaim, Evict
 }
 
 type listArgs struct {

@@ -76,6 +76,11 @@ func (cl *Client) Unclaim(ctx context.Context, id, node string) error {
 	return cl.plain(ctx, mUnclaim, byID{ID: id, Node: node}, nil)
 }
 
+// Evict implements host.Evictor.
+func (cl *Client) Evict(ctx context.Context, id, node string) error {
+	return cl.plain(ctx, mEvict, byID{ID: id, Node: node}, nil)
+}
+
 // Datastores implements host.Datastores.
 func (cl *Client) Datastores(ctx context.Context) (list []host.Datastore, err error) {
 	err = cl.plain(ctx, mDatastores, nil, &list)
