@@ -299,3 +299,31 @@ func TestTransportsOfDirectory(t *testing.T) {
 		t.Fatalf("%+v", n)
 	}
 }
+
+// A disk that a node has itself is not lent before its holder has brought it back to the hostd that was started anew.
+func TestNotLentBeforeItIsBroughtBack(t *testing.T) {
+	v := newVillage(t)
+	a, b := v.start("node-a", true), v.start("node-b", false)
+	d := b.create("shared", "x")
+	_, w := b.attach(t, d.ID, "")
+	put(t, w, 0, 1)
+	_, err := a.try(t, d.ID, everything)
+	kind(t, err, fault.InUse, "the other node has it")
+	held, err := b.Sync(t.Context(), nil)
+	must(t, err)
+	defer host.CloseAll(held)
+	b.quit(false)
+	b.hostd()
+	_, err = a.try(t, d.ID, everything)
+	kind(t, err, fault.Unavailable, "the other node had it")
+	again, err := b.Sync(t.Context(), held)
+	if err != nil || len(again) != 1 {
+		t.Fatalf("%+v %v", again, err)
+	}
+	host.CloseAll(again)
+	have(t, b.disk(d.ID), 0, 1)
+	must(t, b.Detach(t.Context(), d.ID))
+	_, w = a.attach(t, d.ID, everything)
+	have(t, w, 0, 1)
+	must(t, a.Detach(t.Context(), d.ID))
+}

@@ -195,7 +195,8 @@ func (w homeWorkers) Start(ctx context.Context, spec local.WorkerSpec, _ *os.Fil
 type awayWorkers struct{ n *neighbour }
 
 func (w awayWorkers) Start(ctx context.Context, spec lun.WorkerSpec, _ *os.File) (lun.Worker, error) {
-	d, err := remote.OpenDisk(ctx, remote.DiskConfig{ClientConfig: w.n.config(spec.Datastore), Volume: spec.ID, ReadOnly: spec.ReadOnly, Order: spec.Order})
+	d, err := remote.OpenDisk(ctx, remote.DiskConfig{ClientConfig: w.n.config(spec.Datastore), Volume: spec.ID, ReadOnly: spec.ReadOnly, Order: spec.Order,
+		Patience: 10 * time.Second})
 	if err != nil {
 		return nil, err
 	}
