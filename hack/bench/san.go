@@ -31,8 +31,8 @@ func measureSAN(ctx context.Context, b *bench) (part, error) {
 		size, rounds, each = 64<<20, 1, 200*time.Millisecond
 	}
 	p := part{title: "SAN", about: fmt.Sprintf("A flat disk of %d MiB on a LUN, which is a file here. Ours: its blocks by a read-write map, in a process of its own, as a FUSE file under a loop "+
-		"device: what a pod gets. The peer: a loop device on the same blocks of the LUN. Both past the page cache, `fio` with libaio, in turns of %v; medians of %d.",
-		size>>20, each, rounds)}
+		"device: what a pod gets. The peer: a loop device on the same blocks of the LUN. Both past the page cache, `fio` with libaio, in turns of %v; medians of %d. "+
+		"The shares are of reads of 4 KiB, one at a time and scattered: what each layer adds to those before it.", size>>20, each, rounds)}
 	if why := noDevices(); why != "" {
 		p.about += " Not measured here: " + why + "."
 		return p, nil
@@ -71,7 +71,57 @@ func measureSAN(ctx context.Context, b *bench) (part, error) {
 		}
 		p.rows = append(p.rows, row{c.what, value{median(rates[0]), c.unit}, "loop on the LUN", value{median(rates[1]), c.unit}, c.goal})
 	}
-	return p, nil
+	layers, err := l.layers(size, rounds, each)
+	p.rows = append(p.rows, layers...)
+	return p, err
+}
+
+// Layers are what each layer adds to a read of 4 KiB, one at a time; the ratio is its share.
+func (l *lunDisk) layers(size int64, rounds int, each time.Duration) ([]row, error) {
+	lun, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer lun.Close()
+	dev, err := os.OpenFile(l.mapped.Path(), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	mapper, err := san.NewMapper(l.m, san.MapperConfig{LUNs: []fsx.File{l.lun}, Sent: san.BootTime{}.Now()})
+	if err != nil {
+		return nil, err
+	}
+	all := []struct {
+		what string
+		from io.ReaderAt
+		base int64
+	}{{"the LUN, by pread", lun, l.m.Extents[0].Place}, {"the block map", mapper, 0}, {"FUSE, and the other process", l.file, 0}, {"the loop device", dev, 0}}
+	took := make([][]time.Duration, len(all))
+	reads := int(each / (500 * time.Microsecond))
+	for range rounds {
+		for i, x := range all {
+			read := func(k int, buf []byte) error {
+				_, err := x.from.ReadAt(buf, x.base+int64(k)*scatterStep%size)
+				return err
+			}
+			err := several(reads/10+1, 1, read) // so that what the one before it left behind does not count
+			t, terr := timed(func() error { return several(reads, 1, read) })
+			if err = errors.Join(err, terr); err != nil {
+				return nil, fmt.Errorf("read from %s: %w", x.what, err)
+			}
+			took[i] = append(took[i], t/time.Duration(reads))
+		}
+	}
+	var rows []row
+	micros := func(d time.Duration) value { return value{float64(d) / float64(time.Microsecond), "µs"} }
+	whole, before := median(took[len(all)-1]), time.Duration(0)
+	for i, x := range all {
+		t := median(took[i])
+		rows = append(rows, row{"share of a 4 KiB read: " + x.what, micros(t - before), "all of it", micros(whole), nil})
+		before = t
+	}
+	return rows, nil
 }
 
 // Fio runs one load.
@@ -114,7 +164,9 @@ type lunDisk struct {
 	process       *exec.Cmd
 	mapped, plain *loop.Device
 	stop          context.CancelFunc
-	name          string // of the map's file
+	name, path    string // of the map's file, of the LUN's
+	m             *san.Map
+	file          *os.File // the map's, in the FUSE session
 }
 
 // MapConfig is what the process that serves a map is told on its standard input.
@@ -135,6 +187,7 @@ func newLUNDisk(ctx context.Context, pl *place, size int64) (_ *lunDisk, err err
 	if err != nil {
 		return nil, err
 	}
+	l.path, l.m = path, m
 	if len(m.Extents) != 1 {
 		return nil, fmt.Errorf("the disk is in %d pieces, a loop device shows one", len(m.Extents))
 	}
@@ -213,12 +266,10 @@ func (l *lunDisk) serve(ctx context.Context, c mapConfig) (err error) {
 	if err := errors.Join(json.NewEncoder(in).Encode(c), in.Close()); err != nil {
 		return err
 	}
-	f, err := l.session.OpenDisk(ctx, os.O_RDWR)
-	if err != nil {
+	if l.file, err = l.session.OpenDisk(ctx, os.O_RDWR|unix.O_DIRECT); err != nil {
 		return err
 	}
-	defer f.Close()
-	if l.mapped, err = loop.Attach(f, loop.Options{DirectIO: true}); err != nil {
+	if l.mapped, err = loop.Attach(l.file, loop.Options{DirectIO: true}); err != nil {
 		return err
 	}
 	return l.session.CloseMount()
@@ -249,6 +300,9 @@ func (l *lunDisk) close() error {
 		if d != nil {
 			errs = append(errs, d.Detach())
 		}
+	}
+	if l.file != nil {
+		errs = append(errs, l.file.Close())
 	}
 	if l.mapped != nil {
 		errs = append(errs, loop.WaitReleased(ctx, l.mapped.Number, "/"+l.name))
