@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +34,8 @@ func measureSAN(ctx context.Context, b *bench) (part, error) {
 		size, rounds, each = 64<<20, 1, 200*time.Millisecond
 	}
 	p := part{title: "SAN", about: fmt.Sprintf("A flat disk of %d MiB on a LUN, which is a file here. Ours: its blocks by a read-write map, in a process of its own, as a FUSE file under a loop "+
-		"device: what a pod gets. The peer: a loop device on the same blocks of the LUN. Both past the page cache, `fio` with libaio, in turns of %v; medians of %d. "+
-		"The shares are of reads of 4 KiB, one at a time and scattered: what each layer adds to those before it.", size>>20, each, rounds)}
+		"device: what a pod gets. The peer: a loop device on the same blocks of the LUN. Both past the page cache, `fio` with libaio, in turns of %v; medians of %d. *The map alone* is without the "+
+		"device, in this process, beside the loop device by the same callers. The shares are of reads of 4 KiB, one at a time and scattered: what each layer adds to those before it.", size>>20, each, rounds)}
 	if why := noDevices(); why != "" {
 		p.about += " Not measured here: " + why + "."
 		return p, nil
@@ -71,9 +74,80 @@ func measureSAN(ctx context.Context, b *bench) (part, error) {
 		}
 		p.rows = append(p.rows, row{c.what, value{median(rates[0]), c.unit}, "loop on the LUN", value{median(rates[1]), c.unit}, c.goal})
 	}
-	layers, err := l.layers(size, rounds, each)
-	p.rows = append(p.rows, layers...)
-	return p, err
+	for _, more := range []func(int64, int, time.Duration) ([]row, error){l.alone, l.layers} {
+		rows, err := more(size, rounds, each)
+		if err != nil {
+			return p, err
+		}
+		p.rows = append(p.rows, rows...)
+	}
+	return p, nil
+}
+
+// Alone uses the map in this process, without the device that a pod gets of it, and the peer by the same callers.
+func (l *lunDisk) alone(size int64, rounds int, each time.Duration) ([]row, error) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(worker.Procs)) // as where a disk is served
+	mapper, err := l.mapper()
+	if err != nil {
+		return nil, err
+	}
+	loopFile, err := os.OpenFile(l.plain.Path(), os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer loopFile.Close()
+	type disk interface {
+		io.ReaderAt
+		io.WriterAt
+	}
+	var rows []row
+	for _, c := range []struct {
+		what   string
+		length int64
+		depth  int
+		do     func(d disk, p []byte, off int64) error
+	}{
+		{"read 4 KiB at random, 32 at a time", blockSize, 32, func(d disk, p []byte, off int64) error { _, err := d.ReadAt(p, off); return err }},
+		{"write 4 KiB at random, 32 at a time", blockSize, 32, func(d disk, p []byte, off int64) error { _, err := d.WriteAt(p, off); return err }},
+		{"read 1 MiB at random, 8 at a time", fillChunk, 8, func(d disk, p []byte, off int64) error { _, err := d.ReadAt(p, off); return err }},
+		{"write 1 MiB at random, 8 at a time", fillChunk, 8, func(d disk, p []byte, off int64) error { _, err := d.WriteAt(p, off); return err }},
+	} {
+		var rates [2][]float64
+		for range rounds {
+			for i, d := range []disk{mapper, loopFile} {
+				n, err := hammer(c.depth, c.length, size, each, func(p []byte, off int64) error { return c.do(d, p, off) })
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", c.what, err)
+				}
+				rates[i] = append(rates[i], n)
+			}
+		}
+		rows = append(rows, row{"the map alone: " + c.what, value{median(rates[0]), "/s"}, "loop on the LUN", value{median(rates[1]), "/s"}, atLeast(.6)})
+	}
+	return rows, nil
+}
+
+// Hammer makes requests at random places from depth callers, and returns how many ended in a second.
+func hammer(depth int, length, size int64, each time.Duration, do func(p []byte, off int64) error) (float64, error) {
+	var callers sync.WaitGroup
+	var ended atomic.Int64
+	errs := make([]error, depth)
+	begin := time.Now()
+	for i := range depth {
+		callers.Go(func() {
+			r, p := rand.New(rand.NewPCG(uint64(i), 7)), fsx.AlignedBuffer(int(length))
+			for errs[i] == nil && time.Since(begin) < each {
+				errs[i] = do(p, r.Int64N(size/length)*length)
+				ended.Add(1)
+			}
+		})
+	}
+	callers.Wait()
+	return float64(ended.Load()) / time.Since(begin).Seconds(), errors.Join(errs...)
+}
+
+func (l *lunDisk) mapper() (*san.Mapper, error) {
+	return san.NewMapper(l.m, san.MapperConfig{LUNs: []fsx.File{l.lun}, Sent: san.BootTime{}.Now()})
 }
 
 // Layers are what each layer adds to a read of 4 KiB, one at a time; the ratio is its share.
@@ -88,7 +162,7 @@ func (l *lunDisk) layers(size int64, rounds int, each time.Duration) ([]row, err
 		return nil, err
 	}
 	defer dev.Close()
-	mapper, err := san.NewMapper(l.m, san.MapperConfig{LUNs: []fsx.File{l.lun}, Sent: san.BootTime{}.Now()})
+	mapper, err := l.mapper()
 	if err != nil {
 		return nil, err
 	}
