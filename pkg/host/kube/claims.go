@@ -22,6 +22,11 @@ func (c *Client) Claim(ctx context.Context, id string, cl host.Claim) error {
 		if err != nil {
 			return err
 		}
+		if vd, err = c.evictUnclaimed(ctx, vd); fault.KindOf(err) == fault.InProgress && ctx.Err() == nil {
+			continue // changed meanwhile
+		} else if err != nil {
+			return err
+		}
 		have, err := c.mayClaim(ctx, vd, cl)
 		if have || err != nil {
 			return err
@@ -95,7 +100,9 @@ func (c *Client) released(ctx context.Context, vd *v1alpha1.VirtualDisk, cl host
 			continue
 		}
 		remedy := "Wait until node " + a.Host + " has released it."
-		if s, err := newNodes(c.api).state(ctx, a.Host); err == nil && !s.exists {
+		if slices.Contains(vd.Spec.Evict, a.Host) {
+			remedy = "Wait: it is being taken from node " + a.Host + "; see kubectl describe virtualdisk."
+		} else if s, err := newNodes(c.api).state(ctx, a.Host); err == nil && !s.exists {
 			remedy = "Node " + a.Host + " does not exist any more and never released the disk: make sure that the machine is off, then bring " +
 				"its vmdk-hostd back to release the disk, or repair it with vmdkctl."
 		}

@@ -63,6 +63,20 @@ func (c *Client) evict(ctx context.Context, vd *v1alpha1.VirtualDisk, node strin
 	return c.patch(ctx, vd, func(s *v1alpha1.VirtualDiskSpec) { s.Evict, s.Host = next, at })
 }
 
+// evictUnclaimed asks for it where no request about the node will come any more: its claim was taken back, and then its Node went.
+func (c *Client) evictUnclaimed(ctx context.Context, vd *v1alpha1.VirtualDisk) (*v1alpha1.VirtualDisk, error) {
+	for _, a := range vd.Status.Attachments {
+		if slices.ContainsFunc(vd.Spec.Claims, func(cl v1alpha1.DiskClaim) bool { return cl.Node == a.Host }) {
+			continue
+		}
+		var err error
+		if vd, err = c.evict(ctx, vd, a.Host); err != nil {
+			return nil, err
+		}
+	}
+	return vd, nil
+}
+
 // evict carries out what Client.evict asked for.
 func (a *Agent) evict(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	hostd, ok := a.p.Hostd.(host.Evictor)
@@ -71,7 +85,11 @@ func (a *Agent) evict(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	}
 	for _, node := range vd.Spec.Evict {
 		if err := hostd.Evict(ctx, vd.Name, node); err != nil && fault.KindOf(err) != fault.NotFound {
-			return fault.Wrap(err, "take disk %s from node %s", vd.Name, node)
+			err = fault.Wrap(err, "host %s cannot take the disk from node %s", a.p.Node, node)
+			if ctx.Err() == nil && !passing(fault.KindOf(err)) {
+				a.say(vd, true, "EvictFailed", eventText(err))
+			}
+			return err
 		}
 		err := applyStatus(ctx, a.api, vd, hostManager("attach", node), attachStatus{})
 		if err != nil && !apierrors.IsNotFound(err) {
@@ -90,5 +108,6 @@ func (a *Agent) evict(ctx context.Context, vd *v1alpha1.VirtualDisk) error {
 	}
 	next := now.DeepCopy()
 	next.Spec.Evict = slices.DeleteFunc(next.Spec.Evict, func(n string) bool { return slices.Contains(vd.Spec.Evict, n) })
-	return apiFault(a.api.Patch(ctx, next, client.MergeFromWithOptions(now, client.MergeFromWithOptimisticLock{})), "say that disk %s was taken", vd.Name)
+	err := a.api.Patch(ctx, next, client.MergeFromWithOptions(now, client.MergeFromWithOptimisticLock{}))
+	return apiFault(err, "say that disk %s was taken", vd.Name)
 }

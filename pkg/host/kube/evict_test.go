@@ -41,7 +41,10 @@ func newLUNCluster(t *testing.T) (*cluster, *evictor) {
 	if err := c.admin.Create(t.Context(), ds); err != nil {
 		t.Fatal(err)
 	}
-	hosts := []host.DatastoreHost{{Host: "node-a", Ready: true, Total: 1 << 30, Free: 1 << 30}, {Host: "node-b", Ready: true, Total: 1 << 30, Free: 1 << 30}}
+	var hosts []host.DatastoreHost
+	for _, n := range []string{"node-a", "node-b"} {
+		hosts = append(hosts, host.DatastoreHost{Host: n, Ready: true, Total: 1 << 30, Free: 1 << 30})
+	}
 	c.memory.SetDatastore(host.Datastore{Name: "lun", Kind: host.LUN, Scope: host.ScopeShared, Hosts: hosts})
 	c.stops["node-b"]()
 	e := &evictor{Memory: c.memory.On("node-b")}
@@ -140,7 +143,8 @@ func TestEvictOutOfService(t *testing.T) {
 				return err
 			}
 			for _, ev := range list.Items {
-				if ev.InvolvedObject.Kind == kind && ev.InvolvedObject.Name == name && ev.Reason == "DiskEvicted" && strings.Contains(ev.Message, "from node node-a") {
+				about := ev.InvolvedObject
+				if about.Kind == kind && about.Name == name && ev.Reason == "DiskEvicted" && strings.Contains(ev.Message, "from node node-a") {
 					return nil
 				}
 			}
@@ -149,19 +153,26 @@ func TestEvictOutOfService(t *testing.T) {
 	}
 }
 
-// A node that is gone holds nothing up; its disk is free for others after it was taken.
+// A node that is gone holds nothing up; its disk is free for others after it was taken, also if its claim was taken back before.
 func TestEvictGoneNode(t *testing.T) {
 	c, e := newLUNCluster(t)
-	id := c.claimed("gone", "lun", "node-a")
+	id, before := c.claimed("gone", "lun", "node-a"), c.claimed("before", "lun", "node-a")
 	c.stops["node-a"]()
 	node := &corev1.Node{}
 	node.Name = "node-a"
 	if err := c.admin.Delete(t.Context(), node); err != nil {
 		t.Fatal(err)
 	}
+	vd := c.object(before)
+	vd.Spec.Claims = nil
+	if err := c.admin.Update(t.Context(), vd); err != nil {
+		t.Fatal(err)
+	}
 	c.unclaimed(id, "node-a")
-	c.eventually("another node claims it", func() error { return c.client.Claim(t.Context(), id, host.Claim{Node: "node-b"}) })
-	if e.done.Load() == 0 {
+	for _, id := range []string{id, before} {
+		c.eventually("another node claims it", func() error { return c.client.Claim(t.Context(), id, host.Claim{Node: "node-b"}) })
+	}
+	if e.done.Load() < 2 {
 		t.Fatal("nobody took the disk from the node")
 	}
 }
