@@ -19,6 +19,8 @@ func about(path string, body any) (id string, held bool) {
 		if src := b.Spec.Source; src != nil {
 			return src.Disk + src.Snapshot, false // one of them is empty
 		}
+	case *evictBody:
+		return b.ID, false
 	case *expandBody:
 		return b.ID, false
 	case *snapshotBody:
