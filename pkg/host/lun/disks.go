@@ -20,7 +20,7 @@ func (s *Server) ready(ctx context.Context, id string) error {
 		return err
 	}
 	defer end()
-	return fault.Wrap(s.attach(ctx, id), "disk %s, which a node has", id)
+	return s.lost(fault.Wrap(s.attach(ctx, id), "disk %s, which a node has", id))
 }
 
 // Create implements host.Disks.
@@ -32,7 +32,7 @@ func (s *Server) Create(ctx context.Context, spec host.DiskSpec) (host.Disk, err
 	}
 	d, err := s.inner.Create(ctx, spec)
 	s.attachments(&d)
-	return d, err
+	return d, s.lost(err)
 }
 
 // Delete implements host.Disks.
@@ -41,7 +41,7 @@ func (s *Server) Delete(ctx context.Context, id string) error {
 		return fault.New(fault.InUse, "Detach it there first.", "disk %s is attached on node %q", id, x.Nodes[0])
 	}
 	if err := s.inner.Delete(ctx, id); err != nil || s.sessions.get(id).empty() {
-		return err
+		return s.lost(err)
 	}
 	end, err := s.busy.TryLock(id, "delete")
 	if err != nil {
@@ -51,14 +51,14 @@ func (s *Server) Delete(ctx context.Context, id string) error {
 	if len(s.sessions.get(id).Nodes) > 0 { // somebody asks to open what is not there any more, and will hear it
 		return nil
 	}
-	return s.sessions.put(id, session{})
+	return s.lost(s.sessions.put(id, session{}))
 }
 
 // Get implements host.Disks.
 func (s *Server) Get(ctx context.Context, id string) (host.Disk, error) {
 	d, err := s.inner.Get(ctx, id)
 	s.attachments(&d)
-	return d, err
+	return d, s.lost(err)
 }
 
 // List implements host.Disks.
@@ -67,7 +67,7 @@ func (s *Server) List(ctx context.Context, max int, token string) ([]host.Disk, 
 	for i := range list {
 		s.attachments(&list[i])
 	}
-	return list, next, err
+	return list, next, s.lost(err)
 }
 
 // Expand implements host.Disks.
@@ -77,7 +77,7 @@ func (s *Server) Expand(ctx context.Context, id string, size int64) (host.Disk, 
 	}
 	d, err := s.inner.Expand(ctx, id, size)
 	s.attachments(&d)
-	return d, err
+	return d, s.lost(err)
 }
 
 // CreateSnapshot implements host.Snapshots.
@@ -85,20 +85,23 @@ func (s *Server) CreateSnapshot(ctx context.Context, spec host.SnapshotSpec) (ho
 	if err := s.ready(ctx, spec.Disk); err != nil {
 		return host.Snapshot{}, err
 	}
-	return s.inner.CreateSnapshot(ctx, spec)
+	p, err := s.inner.CreateSnapshot(ctx, spec)
+	return p, s.lost(err)
 }
 
 // DeleteSnapshot implements host.Snapshots.
 func (s *Server) DeleteSnapshot(ctx context.Context, id string) error {
-	return s.inner.DeleteSnapshot(ctx, id)
+	return s.lost(s.inner.DeleteSnapshot(ctx, id))
 }
 
 // GetSnapshot implements host.Snapshots.
 func (s *Server) GetSnapshot(ctx context.Context, id string) (host.Snapshot, error) {
-	return s.inner.GetSnapshot(ctx, id)
+	p, err := s.inner.GetSnapshot(ctx, id)
+	return p, s.lost(err)
 }
 
 // ListSnapshots implements host.Snapshots.
 func (s *Server) ListSnapshots(ctx context.Context, disk string, max int, token string) ([]host.Snapshot, string, error) {
-	return s.inner.ListSnapshots(ctx, disk, max, token)
+	list, next, err := s.inner.ListSnapshots(ctx, disk, max, token)
+	return list, next, s.lost(err)
 }

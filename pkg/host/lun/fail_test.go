@@ -11,15 +11,18 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
 )
 
-// A store whose sync fails is opened anew by the same owner. Disks that were reached by the LUN, or have nothing that was not durable,
-// go on; nobody hears of an error but who has made something meanwhile.
+// A store whose sync fails is opened anew by the same owner. Who writes a disk, by the LUN or over NBD, hears of no error, and what was not
+// durable is written again; only who made something meanwhile hears of it.
 func TestStoreFails(t *testing.T) {
 	r := newRig(t)
 	mds, a := r.start("mds"), r.start("node-a")
 	mds.serve()
 	d := a.create("x")
 	_, w := a.attach(d.ID)
-	x := writing(t, w)
+	thin, err := a.Create(t.Context(), host.DiskSpec{Name: "thin", Datastore: "lun", Size: 8 * mib})
+	must(t, err)
+	_, v := a.attach(thin.ID)
+	x, y := writing(t, w), writing(t, v)
 	before := mds.server()
 	n := 0
 	eventually(t, "the store is opened anew", func() bool {
@@ -34,6 +37,8 @@ func TestStoreFails(t *testing.T) {
 	mds.failSync.Store(false)
 	write(t, w, 0, 1)
 	x.end()
+	y.end()
+	a.detach(thin.ID)
 	must(t, a.Detach(t.Context(), d.ID))
 	_, w = a.attach(d.ID)
 	check(t, w, 0, 1)

@@ -23,6 +23,11 @@ func (s *Server) has(id, node string) bool { return s.sessions.get(id).has(node)
 //
 // A failure undoes 1 if this call did it.
 func (s *Server) Open(ctx context.Context, id, node string, readOnly bool) (remote.Served, error) {
+	o, err := s.openFor(ctx, id, node, readOnly)
+	return o, s.lost(err)
+}
+
+func (s *Server) openFor(ctx context.Context, id, node string, readOnly bool) (remote.Served, error) {
 	var none remote.Served
 	if node == "" || !host.ValidDiskID(id) {
 		return none, fault.New(fault.NotFound, "", "disk %q does not exist", id)
@@ -99,9 +104,12 @@ func (s *Server) attach(ctx context.Context, id string) error {
 // served describes an open disk.
 func (s *Server) served(ctx context.Context, id string, readOnly bool) (remote.Served, error) {
 	w := s.serving(id)
+	if w == nil {
+		return remote.Served{}, fault.New(fault.Unavailable, "Try again.", "disk %s is being closed", id)
+	}
 	d, err := s.Get(ctx, id)
-	if err != nil || w == nil {
-		return remote.Served{}, errors.Join(err, fault.New(fault.Unavailable, "Try again.", "disk %s is being closed", id))
+	if err != nil {
+		return remote.Served{}, err
 	}
 	out := remote.Served{Disk: d, Export: nbd.Export{
 		Device: device{w}, Description: s.c.Datastore + "/" + id, ReadOnly: readOnly, MultiConn: true,
@@ -118,6 +126,10 @@ func (s *Server) served(ctx context.Context, id string, readOnly bool) (remote.S
 //  1. the inner host closes and releases the disk     crash: the next server opens it again, and the node repeats the close
 //  2. the session ends
 func (s *Server) Close(ctx context.Context, id, node string) error {
+	return s.lost(s.closeFor(ctx, id, node))
+}
+
+func (s *Server) closeFor(ctx context.Context, id, node string) error {
 	end, err := s.busy.TryLock(id, "close")
 	if err != nil {
 		return err

@@ -53,6 +53,7 @@ type rig struct {
 	t        testing.TB
 	path     string // of the LUN, or its URL
 	ca       *authority
+	expiry   time.Duration // of the LUN's lease; what a busy machine may keep its owner from it
 	machines []*machine
 
 	mu    sync.Mutex
@@ -61,7 +62,7 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t)}
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t), expiry: 2 * time.Second}
 	must(t, os.WriteFile(r.path, nil, 0o600), os.Truncate(r.path, 512*mib))
 	f := r.open()
 	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
@@ -79,7 +80,7 @@ func (r *rig) open() fsx.File {
 // newRigAt is a rig on a target.
 func newRigAt(t testing.TB, url string) *rig {
 	t.Helper()
-	r := &rig{t: t, path: url, ca: newAuthority(t)}
+	r := &rig{t: t, path: url, ca: newAuthority(t), expiry: 2 * time.Second}
 	f := r.open()
 	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
 	must(t, err, f.Close())
@@ -144,7 +145,7 @@ func (m *machine) hostd() {
 
 // ownerConfig has times for tests.
 func (m *machine) ownerConfig() lun.OwnerConfig {
-	p := lun.Path{Where: m.r.path, Me: lunlease.Me{Host: m.name}, Lease: lunlease.Options{Expiry: time.Second}, LeaseOnly: !lunpath.IsURL(m.r.path),
+	p := lun.Path{Where: m.r.path, Me: lunlease.Me{Host: m.name}, Lease: lunlease.Options{Period: 100 * time.Millisecond, Expiry: m.r.expiry}, LeaseOnly: !lunpath.IsURL(m.r.path),
 		MaxIO: 300 * time.Millisecond, Log: m.log}
 	c := p.Owner(lun.OwnerConfig{Log: m.log,
 		Server: lun.ServerConfig{Datastore: "lun", Inner: m.inner, Lease: 2 * time.Second, MaxIO: 300 * time.Millisecond, Margin: 100 * time.Millisecond}})

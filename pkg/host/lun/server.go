@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmdk-csi/vmdk-csi/internal/fsx"
 	"github.com/vmdk-csi/vmdk-csi/internal/kmutex"
+	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/lease"
 	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
@@ -174,6 +175,16 @@ func (s *Server) Stop(clean bool) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// lost makes of an error that the LUN, or the right to it, is lost one that a client comes again after: whoever serves next finds its disk
+// where it is, and its node repeats what was not durable. All other errors are passed on.
+func (s *Server) lost(err error) error {
+	if err == nil || s.life.Err() == nil && !errors.Is(err, fault.Fenced) && s.store.Failed() == nil {
+		return err
+	}
+	s.end()
+	return fault.New(fault.Unavailable, "Try again: the LUN is opened anew, here or by another host.", "datastore %s: %v", s.c.Datastore, err)
 }
 
 // Maps implements remote.Datastore.

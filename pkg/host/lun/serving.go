@@ -202,6 +202,9 @@ func (w *Serving) end() bool {
 }
 
 func (w *Serving) noted(err error) error {
+	if err = w.s.lost(err); fault.KindOf(err) == fault.Unavailable {
+		return err
+	}
 	if errors.Is(err, fault.Poisoned) {
 		w.poisoned.Store(true)
 	}

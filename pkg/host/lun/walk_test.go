@@ -14,6 +14,7 @@ import (
 	"github.com/vmdk-csi/vmdk-csi/pkg/fault"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host"
 	"github.com/vmdk-csi/vmdk-csi/pkg/host/hosttest"
+	"github.com/vmdk-csi/vmdk-csi/pkg/remote"
 	"github.com/vmdk-csi/vmdk-csi/pkg/san/store"
 )
 
@@ -26,6 +27,7 @@ type walk struct {
 	disks   map[string]*walkDisk
 	snaps   map[string]walkSnapshot
 	made    int
+	by      map[string]int // writes, by transport
 	servers int
 }
 
@@ -55,7 +57,7 @@ func TestWalk(t *testing.T) {
 		steps = 50
 	}
 	r := newRig(t)
-	w := &walk{rig: r, rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*walkDisk{}, snaps: map[string]walkSnapshot{}}
+	w := &walk{rig: r, rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*walkDisk{}, snaps: map[string]walkSnapshot{}, by: map[string]int{}}
 	w.next()
 	w.nodes = []*machine{r.start("node-a"), r.start("node-b")}
 	for i := range steps {
@@ -67,6 +69,7 @@ func TestWalk(t *testing.T) {
 			d.on.detach(d.id)
 		}
 	}
+	t.Logf("writes %v, %d things made", w.by, w.made)
 	w.mds.quit()
 	f := r.open()
 	defer f.Close()
@@ -126,7 +129,7 @@ func (w *walk) step(i, steps int) {
 	ctx, by := t.Context(), w.nodes[w.rng.IntN(2)]
 	d := w.pick()
 	switch n := w.rng.IntN(20); {
-	case d == nil || n == 0 && len(w.disks) < 4:
+	case len(w.disks) < 3 || n == 0 && len(w.disks) < 5:
 		w.create(by, nil)
 	case i%(steps/3) == steps/3-1:
 		w.next()
@@ -135,11 +138,12 @@ func (w *walk) step(i, steps int) {
 	case n < 2:
 		w.insist("detach", func() error { return d.on.Detach(ctx, d.id) })
 		d.on = nil
-	case n < 10:
+	case n < 10 || n == 16 || n == 17:
 		w.scribble(d, by)
 	case n < 12:
 		w.verify(d)
-	case n < 14 && len(w.snaps) < 4:
+		w.verifySnapshot(by)
+	case n == 12 && len(w.snaps) < 2:
 		w.made++
 		name := fmt.Sprint("s", w.made)
 		w.insist("snapshot", func() error {
@@ -147,12 +151,12 @@ func (w *walk) step(i, steps int) {
 			return err
 		})
 		w.snaps[name] = walkSnapshot{host.SnapshotID(name), d.size, maps.Clone(d.blocks)}
-	case n < 16 && len(w.snaps) > 0:
+	case n < 15 && len(w.snaps) > 0:
 		names := slices.Sorted(maps.Keys(w.snaps))
 		s := w.snaps[names[w.rng.IntN(len(names))]]
 		w.insist("delete a snapshot", func() error { return by.DeleteSnapshot(ctx, s.id) })
 		maps.DeleteFunc(w.snaps, func(_ string, x walkSnapshot) bool { return x.id == s.id })
-	case n < 18 && len(w.snaps) > 0 && len(w.disks) < 5:
+	case n == 15 && len(w.snaps) > 0 && len(w.disks) < 5:
 		names := slices.Sorted(maps.Keys(w.snaps))
 		s := w.snaps[names[w.rng.IntN(len(names))]]
 		w.create(by, &s)
@@ -172,12 +176,27 @@ func (w *walk) step(i, steps int) {
 	}
 }
 
-func (w *walk) create(by *machine, from *walkSnapshot) {
+// verifySnapshot makes a disk of a snapshot, compares it, and deletes it.
+func (w *walk) verifySnapshot(by *machine) {
+	w.t.Helper()
+	names := slices.Sorted(maps.Keys(w.snaps))
+	if len(names) == 0 {
+		return
+	}
+	s := w.snaps[names[w.rng.IntN(len(names))]]
+	d := w.create(by, &s)
+	w.verify(d)
+	w.insist("detach", func() error { return d.on.Detach(w.t.Context(), d.id) })
+	w.insist("delete", func() error { return by.Delete(w.t.Context(), d.id) })
+	delete(w.disks, d.id)
+}
+
+func (w *walk) create(by *machine, from *walkSnapshot) *walkDisk {
 	w.t.Helper()
 	w.made++
 	d := &walkDisk{size: 4 * mib, blocks: map[int64]byte{}}
 	spec := host.DiskSpec{Name: fmt.Sprint("d", w.made), Datastore: "lun", Size: d.size, Format: host.EagerZeroedThick}
-	if w.rng.IntN(3) == 0 {
+	if w.rng.IntN(4) == 0 {
 		spec.Format, spec.Type = host.Thin, host.DiskTypes()[w.rng.IntN(len(host.DiskTypes()))]
 	}
 	if from != nil {
@@ -190,6 +209,7 @@ func (w *walk) create(by *machine, from *walkSnapshot) {
 	w.insist("create", func() error { _, err := by.Create(w.t.Context(), spec); return err })
 	d.id = host.DiskID(spec.Name)
 	w.disks[d.id] = d
+	return d
 }
 
 func (w *walk) attach(d *walkDisk, by *machine) {
@@ -210,9 +230,15 @@ func (w *walk) scribble(d *walkDisk, by *machine) {
 	if d.on == nil {
 		w.attach(d, by)
 	}
+	if w.rng.IntN(2) == 0 { // as far as it is possible
+		for end := time.Now().Add(400 * time.Millisecond); d.on.disk(d.id).State().Transport != remote.SAN && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
 	for range 1 + w.rng.IntN(8) {
 		at, seed := w.rng.Int64N(d.size/4096), byte(w.rng.IntN(250)+1)
 		disk := d.on.disk(d.id)
+		w.by[disk.State().Transport]++
 		if w.rng.IntN(8) == 0 {
 			must(w.t, disk.WriteZeroes(at*4096, 4096))
 			seed = 0

@@ -71,6 +71,9 @@ func (f *file) mayWrite(op string, off, n int64) error {
 	return nil
 }
 
+// Failed is why the store does nothing any more, nil if it works.
+func (s *Store) Failed() error { return s.death() }
+
 // death is why nothing is written any more.
 func (s *Store) death() error {
 	s.mu.Lock()
