@@ -180,7 +180,8 @@ func (s *Server) Stop(clean bool) error {
 // lost makes of an error that the LUN, or the right to it, is lost one that a client comes again after: whoever serves next finds its disk
 // where it is, and its node repeats what was not durable. All other errors are passed on.
 func (s *Server) lost(err error) error {
-	if err == nil || s.life.Err() == nil && !errors.Is(err, fault.Fenced) && s.store.Failed() == nil {
+	failed := s.store != nil && (errors.Is(err, fault.Fenced) || s.store.Failed() != nil) // a directory is nobody's to lose
+	if err == nil || s.life.Err() == nil && !failed {
 		return err
 	}
 	s.end()
