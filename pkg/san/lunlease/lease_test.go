@@ -42,7 +42,7 @@ func open(t testing.TB, path string) fsx.File {
 }
 
 // quick is a lease for tests that meet the real time.
-var quick = lunlease.Options{Expiry: time.Second}
+var quick = lunlease.Options{Expiry: 3 * time.Second}
 
 func TestOneAfterTheOther(t *testing.T) {
 	path := newLUN(t)
