@@ -62,7 +62,7 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t), expiry: 2 * time.Second}
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "lun"), ca: newAuthority(t), expiry: 4 * time.Second}
 	must(t, os.WriteFile(r.path, nil, 0o600), os.Truncate(r.path, 512*mib))
 	f := r.open()
 	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
@@ -80,7 +80,7 @@ func (r *rig) open() fsx.File {
 // newRigAt is a rig on a target.
 func newRigAt(t testing.TB, url string) *rig {
 	t.Helper()
-	r := &rig{t: t, path: url, ca: newAuthority(t), expiry: 2 * time.Second}
+	r := &rig{t: t, path: url, ca: newAuthority(t), expiry: 4 * time.Second}
 	f := r.open()
 	_, err := store.Format(f, store.FormatOptions{ExtentSize: 256 << 10, AreaSize: 1 << 20})
 	must(t, err, f.Close())
