@@ -89,6 +89,7 @@ func (c *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 		// The order that the node is to try; which one serves is known on the node alone, and stands in the object's status.
 		publish[contextTransport] = params.transport
 	}
+	c.expect(ctx, disk, claim.Node, params.transport, publish)
 	return &csi.ControllerPublishVolumeResponse{PublishContext: publish}, nil
 }
 
