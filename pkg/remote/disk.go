@@ -42,6 +42,7 @@ type Disk struct {
 	end     context.CancelFunc
 	done    chan struct{} // closed when the keeper has ended
 	close   func() error
+	owed    *kept // of a LUN that is left: to be made again by NBD. The keeper's, and Close's after it
 
 	mu      sync.Mutex
 	way     *way          // nil while there is none
@@ -263,6 +264,10 @@ func (d *Disk) shut() error {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 		defer cancel()
 		err = errors.Join(err, w.finish(ctx, d))
+	} else if d.owed.some() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+		defer cancel()
+		err = errors.Join(err, d.pay(ctx, d.owed))
 	}
 	d.fail(fault.New(fault.Unavailable, "", "the disk was closed"))
 	return err

@@ -44,9 +44,11 @@
 //
 //  1. New requests wait, and so does the request that failed; those under way end.
 //  2. The LUN is flushed and the map returned. (Process dies before: what was flushed is there, as for any disk.)
-//  3. What could not be flushed, because the path or the lease is gone, is flushed by the server through its own path, whose cache is the
-//     same; then the grant ends. (No server: a pause, up to Patience.)
-//  4. NBD is connected. Requests go on, the failed one is done again: its user has seen no error.
+//  3. If it could not be flushed, because the path or the lease is gone, the server ends the grant. (No server: a pause, up to Patience.)
+//  4. What the LUN had acknowledged and no flush has covered was kept (kept, at most 64 MiB: then it flushes); it is made again through the
+//     server and flushed. A flush through another path alone would not tell that the LUN's cache has lost something. (Server dies: again from the
+//     beginning. Our process dies: what was flushed is there.)
+//  5. NBD is connected. Requests go on, the failed one is done again: its user has seen no error.
 //
 // A request that failed on the LUN must not be executed later: that is a duty of OpenLUN's file. A device of the kernel keeps it; an iSCSI
 // session ends the connection, and with it what was sent (san/lunpath). A process that dies with requests in its sockets leaves them to

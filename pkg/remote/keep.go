@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"time"
 
@@ -178,6 +179,7 @@ func (d *Disk) leaveSAN(w *way) {
 	d.mu.Lock()
 	d.way = nil
 	d.mu.Unlock()
+	d.owed = w.kept
 	if err != nil {
 		d.fail(err)
 		return
@@ -185,16 +187,21 @@ func (d *Disk) leaveSAN(w *way) {
 	d.connect()
 }
 
-// connect goes on by NBD, when there is a server. Nothing serves the disk now.
+// connect goes on by NBD, when there is a server. Nothing serves the disk now. What is owed is made again first.
 func (d *Disk) connect() {
 	err := d.insist(func(ctx context.Context) error {
 		w, err := d.openNBD(ctx)
-		if err == nil {
-			d.use(w)
+		if err != nil {
+			return err
 		}
-		return err
+		if err := d.owed.again(w); err != nil {
+			return errors.Join(err, w.nbd.Close())
+		}
+		d.owed = nil
+		d.use(w)
+		return nil
 	})
-	if err != nil && d.life.Err() == nil { // else nothing was lost: it was flushed before
+	if err != nil && d.life.Err() == nil { // else Close pays, and says if it cannot
 		d.fail(err)
 	}
 }

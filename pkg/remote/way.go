@@ -20,6 +20,7 @@ type way struct {
 	nbd  *nbd.Client // of NBD
 	// Of SAN.
 	mapper *san.Mapper
+	kept   *kept
 	lun    fsx.File
 	stop   context.CancelFunc // of watch
 	watch  sync.WaitGroup     // renews, and listens for a recall
@@ -81,7 +82,8 @@ func (d *Disk) openSAN(ctx context.Context, lun fsx.File) (*way, error) {
 	if err != nil {
 		return nil, errors.Join(err, maps.Return(ctx, m.Grant, m.Generation), lun.Close())
 	}
-	return &way{Device: p, name: SAN, mapper: p, lun: lun, spoiled: make(chan struct{})}, nil
+	k := &kept{Device: p}
+	return &way{Device: k, name: SAN, mapper: p, kept: k, lun: lun, spoiled: make(chan struct{})}, nil
 }
 
 // begin starts what a way needs besides requests.
@@ -166,18 +168,34 @@ func (w *way) finish(ctx context.Context, d *Disk) error {
 	if err != nil {
 		err = d.abandon(ctx, w)
 	}
-	if err != nil && flushed == nil { // everything is there; the server ends the map when the node says that the disk is closed
+	switch {
+	case err != nil && flushed == nil: // everything is there; the server ends the map when the node says that the disk is closed
 		d.c.Log.Warn("remote: a block map was not returned", "disk", d.c.Volume, "err", err)
 		err = nil
+	case err == nil && w.kept.some():
+		err = d.pay(ctx, w.kept)
 	}
 	return errors.Join(err, w.lun.Close())
+}
+
+// pay makes again, by NBD, what the LUN could not flush.
+func (d *Disk) pay(ctx context.Context, k *kept) error {
+	n, err := d.openNBD(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(k.again(n), n.nbd.Close())
 }
 
 // giveBack flushes the LUN and returns the map.
 func (w *way) giveBack(ctx context.Context) error {
 	w.stop()
 	w.watch.Wait()
-	return w.mapper.Return(ctx)
+	err := w.mapper.Return(ctx)
+	if err == nil {
+		w.kept.flushed()
+	}
+	return err
 }
 
 // abandon returns a map whose LUN could not be flushed, or which could not be returned.
