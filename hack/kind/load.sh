@@ -13,12 +13,12 @@ load() {
   log=$(mktemp)
   shift
   wait_for 120 docker exec "$node" ctr version || die "node $node has no containerd"
-  have=$(docker exec "$node" ctr --namespace k8s.io images ls -q 2>/dev/null)
+  # kind restarts containerd while it configures the node: what is not known to be there is loaded, and everything is tried again.
+  have=$(docker exec "$node" ctr --namespace k8s.io images ls -q 2>/dev/null) || have=
   for tar; do
     name=$(tar -xOf "$tar" manifest.json | jq -r '.[0].RepoTags[0]')
     if grep -qxF "$name" <<<"$have"; then continue; fi
-    # kind restarts containerd while it configures the node: once more then.
-    import "$node" "$tar" "$log" || { wait_for 60 docker exec "$node" ctr version && import "$node" "$tar" "$log"; } ||
+    import "$node" "$tar" "$log" || again "$node" "$tar" "$log" || again "$node" "$tar" "$log" ||
       die "node $node: $(basename "$tar"): $(cat "$log")"
   done
   rm -f "$log"
@@ -26,6 +26,10 @@ load() {
 
 import() { # NODE TAR LOG
   docker exec -i "$1" ctr --namespace k8s.io images import --all-platforms --digests --snapshotter overlayfs - <"$2" >/dev/null 2>"$3"
+}
+
+again() { # NODE TAR LOG
+  wait_for 60 docker exec "$1" ctr version && import "$@"
 }
 
 load_all() {
