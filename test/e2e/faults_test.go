@@ -117,8 +117,19 @@ func transportOrder(t *testing.T) {
 	e.pod(pod{Name: "p", Claim: "c"})
 	e.running("p")
 	d := e.diskOf("c")
-	e.reachedBy(d.Name, e.attachedOn(d.Name), "hotadd", "nbd", "san")
-	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by hotadd; not by nbd", "not by san", "block maps need a LUN")
+	e.reachedBy(d.Name, e.attachedOn(d.Name), "hotadd", "san")
+	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by hotadd; not by san", "block maps need a LUN")
+
+	// Hosts that share a LUN lend each other their directories, and a node itself.
+	e.claim(claim{Name: "n", Class: "e2e-nbd", Size: "64Mi"})
+	e.pod(pod{Name: "w", Claim: "n", Script: "echo over nbd >/data/file; sync; sleep 1000"})
+	e.running("w")
+	n := e.diskOf("n")
+	e.reachedBy(n.Name, e.attachedOn(n.Name), "nbd")
+	e.deletePod("w")
+	if out := e.runPod(pod{Name: "r", Claim: "n", Script: "cat /data/file"}); strings.TrimSpace(out) != "over nbd" {
+		t.Errorf("the second pod reads %q", out)
+	}
 }
 
 // fullDatastore: a thick disk that does not fit leaves nothing behind, and says so on the claim.
