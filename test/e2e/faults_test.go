@@ -121,13 +121,13 @@ func transportOrder(t *testing.T) {
 	e.eventually("PersistentVolumeClaim", "c", "Normal TransportFallback", "by hotadd; not by san", "block maps need a LUN")
 
 	// Hosts that share a LUN lend each other their directories, and a node itself.
-	e.claim(claim{Name: "n", Class: "e2e-nbd", Size: "64Mi"})
-	e.pod(pod{Name: "w", Claim: "n", Script: "echo over nbd >/data/file; sync; sleep 1000"})
+	e.claim(claim{Name: "net", Class: "e2e-nbd", Size: "64Mi"})
+	e.pod(pod{Name: "w", Claim: "net", Script: "echo over nbd >/data/file; sync; sleep 1000"})
 	e.running("w")
-	n := e.diskOf("n")
+	n := e.diskOf("net")
 	e.reachedBy(n.Name, e.attachedOn(n.Name), "nbd")
 	e.deletePod("w")
-	if out := e.runPod(pod{Name: "r", Claim: "n", Script: "cat /data/file"}); strings.TrimSpace(out) != "over nbd" {
+	if out := e.runPod(pod{Name: "r", Claim: "net", Script: "cat /data/file"}); strings.TrimSpace(out) != "over nbd" {
 		t.Errorf("the second pod reads %q", out)
 	}
 }
