@@ -49,6 +49,9 @@ zeroed and without snapshots; with --read-only any disk will do, also one with s
 The command owns the LUN meanwhile, as a metadata server does: it refuses one that a host serves. If it loses the LUN, the
 device fails every request. It waits until nobody has the device open before it removes it and gives the LUN back.
 
+Never kill the command with SIGKILL: the device stays then, and goes on writing to a LUN that another host may have. If that
+happened, remove the device at once (dmsetup remove --force).
+
 The kernel needs the device mapper (module dm-mod), and the LUN must be a block device.`,
 		Example: "  vmdkctl lun device /dev/disk/by-id/wwn-0x600140512345 pvc-4711 --read-only &\n  mount -o ro /dev/dm-0 /mnt",
 		Args:    cobra.ExactArgs(2),
