@@ -58,6 +58,6 @@ func (c *controller) expect(ctx context.Context, disk host.Disk, node, order str
 		}
 	}
 	if text := strings.Join(skipped, "; "); text != "" {
-		publish[contextSkipped] = text[:min(len(text), maxSkipped)]
+		publish[contextSkipped] = strings.ToValidUTF8(text[:min(len(text), maxSkipped)], "") // gRPC refuses half a character
 	}
 }

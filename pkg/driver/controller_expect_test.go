@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -30,7 +31,7 @@ func (r reporting) Datastores(ctx context.Context) ([]host.Datastore, error) {
 
 // The publish context says what is likely to serve, and why not what was asked for before it.
 func TestExpectedTransport(t *testing.T) {
-	hidden := fault.New(fault.NotFound, "Check the zoning.", "the LUN is missing%s", strings.Repeat("!", 2*maxSkipped))
+	hidden := fault.New(fault.NotFound, "Check the zoning.", "the LUN is missing%s", strings.Repeat("€", maxSkipped))
 	views := []host.TransportView{{Transport: "san", Reason: hidden}, {Transport: "hotadd", Reason: fault.New(fault.Unsupported, "", "no files")},
 		{Transport: "nbd", Usable: true}}
 	for _, tc := range []struct {
@@ -48,7 +49,7 @@ func TestExpectedTransport(t *testing.T) {
 		c := &controller{datastores: reporting{hosttest.NewMemory("node-a"), tc.views}}
 		got := map[string]string{}
 		c.expect(t.Context(), host.Disk{Spec: host.DiskSpec{Datastore: "shared"}}, "node-a", tc.order, got)
-		if got[contextExpected] != tc.expected || (got[contextSkipped] != "") != (tc.skipped != nil) || len(got[contextSkipped]) > maxSkipped {
+		if got[contextExpected] != tc.expected || (got[contextSkipped] != "") != (tc.skipped != nil) || len(got[contextSkipped]) > maxSkipped || !utf8.ValidString(got[contextSkipped]) {
 			t.Errorf("%q: %v", tc.order, got)
 		}
 		for _, s := range tc.skipped {
